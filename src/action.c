@@ -1,0 +1,560 @@
+/*
+ * action.c
+ *	  From the text of a signature to a call of the function and its outcome.
+ *
+ * An action takes (tasksched.task, boolean), (tasksched.task), (jsonb) or
+ * nothing, and returns void, jsonb or tasksched.outcome; a procedure gives
+ * jsonb or outcome through one more argument, INOUT, at the end.
+ *
+ * Functions are called through fmgr.  Procedures are called by CALL in a
+ * portal, since what a procedure does after a COMMIT needs a portal to hold
+ * its snapshots; everything that the call uses has to outlive the transaction
+ * that it began in.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "executor/tstoreReceiver.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/params.h"
+#include "parser/analyze.h"
+#include "parser/parse_func.h"
+#include "pgstat.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/regproc.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+#include "utils/typcache.h"
+
+#include "tasksched.h"
+
+#define SIGNATURES_HINT \
+	"An action takes (tasksched.task, boolean), (tasksched.task), (jsonb) or no arguments, and returns void, jsonb or tasksched.outcome; a procedure returns jsonb or tasksched.outcome through an INOUT argument at the end."
+
+/* ----------
+ * Which functions fit
+ * ----------
+ */
+
+/* Read the argument types of an action; false if they do not fit */
+static bool
+classify_args(const Oid *types, int n, ActionArgs *args)
+{
+	Oid			task_type = tasksched_type_oid("task");
+
+	if (n == 0)
+		*args = ARGS_NONE;
+	else if (n == 1 && types[0] == JSONBOID)
+		*args = ARGS_PARAMS;
+	else if (n == 1 && types[0] == task_type)
+		*args = ARGS_TASK;
+	else if (n == 2 && types[0] == task_type && types[1] == BOOLOID)
+		*args = ARGS_TASK_FIRST_LAUNCH;
+	else
+		return false;
+	return true;
+}
+
+static bool
+classify_result(Oid type, ActionResult *result)
+{
+	if (type == VOIDOID)
+		*result = RESULT_VOID;
+	else if (type == JSONBOID)
+		*result = RESULT_JSONB;
+	else if (type == tasksched_type_oid("outcome"))
+		*result = RESULT_OUTCOME;
+	else
+		return false;
+	return true;
+}
+
+/* The modes of a function's arguments; NULL if all are IN */
+static char *
+argument_modes(HeapTuple tuple, int *n)
+{
+	bool		isnull;
+	Datum		datum = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargmodes, &isnull);
+	ArrayType  *array;
+
+	if (isnull)
+		return NULL;
+	array = DatumGetArrayTypeP(datum);
+	*n = ARR_DIMS(array)[0];
+	return (char *) ARR_DATA_PTR(array);
+}
+
+/* Does the signature of a function or procedure fit? */
+static bool
+signature_fits(HeapTuple tuple, Action *action)
+{
+	Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(tuple);
+	Oid		   *types = proc->proargtypes.values;
+	int			nargs = proc->pronargs;
+	int			nmodes = 0;
+	char	   *modes = argument_modes(tuple, &nmodes);
+
+	if (!action->is_procedure)
+		return modes == NULL && classify_args(types, nargs, &action->args) &&
+			classify_result(proc->prorettype, &action->result);
+
+	action->result = RESULT_VOID;
+	if (modes != NULL)
+	{
+		/* only the last may differ, and only be INOUT */
+		if (nmodes != nargs || modes[nargs - 1] != PROARGMODE_INOUT)
+			return false;
+		for (int i = 0; i < nargs - 1; i++)
+		{
+			if (modes[i] != PROARGMODE_IN)
+				return false;
+		}
+		nargs--;
+		if (!classify_result(types[nargs], &action->result) || action->result == RESULT_VOID)
+			return false;
+	}
+	return classify_args(types, nargs, &action->args);
+}
+
+/*
+ * Why a function can't be an action, in words that go on after its name; NULL
+ * if it can.
+ */
+const char *
+tasksched_action_unfit(Oid function, Action *action)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Form_pg_proc proc;
+	const char *reason = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+		return "does not exist";
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	action->function = function;
+	action->function_owner = proc->proowner;
+	action->is_procedure = proc->prokind == PROKIND_PROCEDURE;
+	action->strict = proc->proisstrict;
+
+	if (proc->prokind == PROKIND_AGGREGATE)
+		reason = "is an aggregate function";
+	else if (proc->prokind == PROKIND_WINDOW)
+		reason = "is a window function";
+	else if (proc->proretset)
+		reason = "returns a set";
+	else if (proc->prorettype == TRIGGEROID || proc->prorettype == EVENT_TRIGGEROID)
+		reason = "is a trigger function";
+	else if (!signature_fits(tuple, action))
+		reason = "has a signature that does not fit";
+	ReleaseSysCache(tuple);
+	return reason;
+}
+
+/* The signature of a function, qualified and quoted, as it is stored */
+char *
+tasksched_action_signature(Oid function)
+{
+	return format_procedure_extended(function, FORMAT_PROC_FORCE_QUALIFY);
+}
+
+/* Raise the error that tells why the only function of a name does not fit */
+static void
+report_unfit(const char *name, const char *reason)
+{
+	bool		signature = strstr(reason, "signature") != NULL;
+
+	ereport(ERROR,
+			(errcode(signature ? ERRCODE_INVALID_FUNCTION_DEFINITION : ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("function %s can not be an action", name),
+			 errdetail("The function %s.", reason),
+			 errhint(SIGNATURES_HINT)));
+}
+
+/*
+ * Find the function that somebody means: by name and argument types, or by a
+ * bare name, which stands for the one function of that name that fits.
+ */
+Oid
+tasksched_action_find(const char *name)
+{
+	Action		action;
+	const char *reason = NULL;
+	FuncCandidateList candidates;
+	Oid			found = InvalidOid;
+	int			nfound = 0;
+
+	if (strchr(name, '(') != NULL)
+		found = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(name)));
+	else
+	{
+		candidates = FuncnameGetCandidates(stringToQualifiedNameList(name), -1, NIL,
+										   false, false, false, true);
+		if (candidates == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FUNCTION),
+					 errmsg("function %s does not exist", name),
+					 errhint("Create the function first, or qualify its name with its schema.")));
+		for (; candidates != NULL; candidates = candidates->next)
+		{
+			const char *why_not = tasksched_action_unfit(candidates->oid, &action);
+
+			if (why_not == NULL)
+			{
+				found = candidates->oid;
+				nfound++;
+			}
+			else
+				reason = why_not;
+		}
+		if (nfound == 0)
+			report_unfit(name, reason);
+		if (nfound > 1)
+			ereport(ERROR,
+					(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+					 errmsg("function name \"%s\" is not unique", name),
+					 errdetail("%d functions of that name fit.", nfound),
+					 errhint("Give the argument types, as in \"%s(jsonb)\".", name)));
+	}
+
+	tasksched_action_check(found, name);
+	return found;
+}
+
+/* Raise an error unless a function can be an action */
+void
+tasksched_action_check(Oid function, const char *name)
+{
+	Action		action;
+	const char *reason = tasksched_action_unfit(function, &action);
+
+	if (reason != NULL)
+		report_unfit(name, reason);
+}
+
+/* ----------
+ * Why an action can't run
+ * ----------
+ */
+
+/*
+ * Why tasks of an action can't be launched, in words; NULL if they can, and
+ * then *function is what to call.
+ */
+char *
+tasksched_action_blocked(const char *action, Oid *function)
+{
+	char	   *signature;
+	Oid			registered_owner;
+	Oid			oid;
+	Action		fit;
+	const char *reason;
+
+	*function = InvalidOid;
+	if (!tasksched_store_find_action(action, &signature, &registered_owner))
+		return psprintf(_("no action \"%s\" is registered"), action);
+
+	oid = DatumGetObjectId(DirectFunctionCall1Coll(to_regprocedure, InvalidOid,
+												   PointerGetDatum(cstring_to_text(signature))));
+	if (!OidIsValid(oid))
+		return psprintf(_("the action's function %s does not exist"), signature);
+	reason = tasksched_action_unfit(oid, &fit);
+	if (reason != NULL)
+		return psprintf(_("the action's function %s %s"), signature, reason);
+	if (fit.function_owner != registered_owner)
+		return psprintf(_("the action's function %s has got another owner since it was registered"), signature);
+	*function = oid;
+	return NULL;
+}
+
+/* ----------
+ * Outcomes
+ * ----------
+ */
+
+static void
+invalid_outcome(const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid outcome of an action"),
+			 errdetail_internal("%s", detail),
+			 errhint("Use complete(), fail(), reschedule() or proceed() to make an outcome.")));
+}
+
+/* Read a value of type tasksched.outcome */
+void
+tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(datum);
+	bool		status_null;
+	bool		result_null;
+	bool		error_null;
+	bool		run_at_null;
+	Datum		status = GetAttributeByName(header, "status", &status_null);
+	Datum		result = GetAttributeByName(header, "result", &result_null);
+	Datum		error = GetAttributeByName(header, "error", &error_null);
+	Datum		run_at = GetAttributeByName(header, "run_at", &run_at_null);
+	MemoryContext old;
+
+	memset(outcome, 0, sizeof(Outcome));
+	outcome->status = STATUS_NONE;
+	outcome->run_at = DT_NOEND;
+
+	/* a row of nulls is what a variable that was never set gives */
+	if (status_null && result_null && error_null && run_at_null)
+		return;
+	if (status_null)
+		invalid_outcome(_("The status is null."));
+	outcome->status = tasksched_status_from_datum(status);
+	if (outcome->status == STATUS_CANCELLED)
+		invalid_outcome(_("An action can not cancel its task."));
+	if (!run_at_null && outcome->status != STATUS_SCHEDULED)
+		invalid_outcome(_("A due time goes with the status scheduled only."));
+	if (!run_at_null)
+	{
+		outcome->run_at = DatumGetTimestampTz(run_at);
+		if (TIMESTAMP_NOT_FINITE(outcome->run_at))
+			invalid_outcome(_("The due time is infinite."));
+	}
+
+	old = MemoryContextSwitchTo(cxt);
+	if (!result_null)
+		outcome->result = (Jsonb *) PG_DETOAST_DATUM_COPY(result);
+	if (!error_null)
+		outcome->error = TextDatumGetCString(error);
+	MemoryContextSwitchTo(old);
+}
+
+/* What the returned value says, if anything */
+static void
+read_result(const Action *action, Datum value, bool isnull, Outcome *outcome, MemoryContext cxt)
+{
+	memset(outcome, 0, sizeof(Outcome));
+	outcome->status = STATUS_NONE;
+	outcome->run_at = DT_NOEND;
+	if (isnull || action->result == RESULT_VOID)
+		return;
+	if (action->result == RESULT_OUTCOME)
+		tasksched_outcome_from_datum(value, outcome, cxt);
+	else
+	{
+		MemoryContext old = MemoryContextSwitchTo(cxt);
+
+		outcome->status = STATUS_COMPLETE;
+		outcome->result = (Jsonb *) PG_DETOAST_DATUM_COPY(value);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+static void
+push_pair(JsonbParseState **state, const char *key, const char *value)
+{
+	JsonbValue	k = {.type = jbvString};
+	JsonbValue	v = {.type = jbvString};
+
+	if (value == NULL)
+		return;
+	k.val.string.val = unconstify(char *, key);
+	k.val.string.len = strlen(key);
+	v.val.string.val = unconstify(char *, value);
+	v.val.string.len = strlen(value);
+	(void) pushJsonbValue(state, WJB_KEY, &k);
+	(void) pushJsonbValue(state, WJB_VALUE, &v);
+}
+
+/* What is kept of an error beside its message */
+Jsonb *
+tasksched_error_details(ErrorData *edata)
+{
+	JsonbParseState *state = NULL;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_pair(&state, "sqlstate", unpack_sql_state(edata->sqlerrcode));
+	push_pair(&state, "detail", edata->detail);
+	push_pair(&state, "hint", edata->hint);
+	push_pair(&state, "context", edata->context);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/* ----------
+ * Calling
+ * ----------
+ */
+
+/* The arguments, in order; returns their number */
+static int
+make_args(const Action *action, Datum task, Datum params, bool params_null, bool first_launch,
+		  NullableDatum *args)
+{
+	switch (action->args)
+	{
+		case ARGS_NONE:
+			return 0;
+		case ARGS_PARAMS:
+			args[0].value = params;
+			args[0].isnull = params_null;
+			return 1;
+		case ARGS_TASK:
+		case ARGS_TASK_FIRST_LAUNCH:
+			args[0].value = task;
+			args[0].isnull = false;
+			args[1].value = BoolGetDatum(first_launch);
+			args[1].isnull = false;
+			return action->args == ARGS_TASK ? 1 : 2;
+	}
+	return 0;					/* keep compiler quiet */
+}
+
+static void
+call_function(const Action *action, NullableDatum *args, int nargs, Outcome *outcome, MemoryContext cxt)
+{
+	LOCAL_FCINFO(fcinfo, 2);
+	FmgrInfo	flinfo;
+	PgStat_FunctionCallUsage usage;
+	Datum		value = (Datum) 0;
+	bool		isnull = true;
+	bool		skip = false;
+	AclResult	aclresult = pg_proc_aclcheck(action->function, GetUserId(), ACL_EXECUTE);
+
+	if (aclresult != ACLCHECK_OK)
+		aclcheck_error(aclresult, OBJECT_FUNCTION, get_func_name(action->function));
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	fmgr_info(action->function, &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, nargs, InvalidOid, NULL, NULL);
+	for (int i = 0; i < nargs; i++)
+	{
+		fcinfo->args[i] = args[i];
+		if (action->strict && args[i].isnull)
+			skip = true;		/* as for any strict function, NULL is the result */
+	}
+	if (!skip)
+	{
+		pgstat_init_function_usage(fcinfo, &usage);
+		value = FunctionCallInvoke(fcinfo);
+		isnull = fcinfo->isnull;
+		pgstat_end_function_usage(&usage, true);
+	}
+	read_result(action, value, isnull, outcome, cxt);
+	PopActiveSnapshot();
+}
+
+/* The text of the CALL, and the types of its parameters */
+static char *
+call_text(const Action *action, int nargs, Oid *types)
+{
+	StringInfoData buf;
+	char	   *schema = get_namespace_name(get_func_namespace(action->function));
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "CALL %s(", quote_qualified_identifier(schema, get_func_name(action->function)));
+	for (int i = 0; i < nargs; i++)
+	{
+		types[i] = i == 1 ? BOOLOID :
+			action->args == ARGS_PARAMS ? JSONBOID : tasksched_type_oid("task");
+		appendStringInfo(&buf, "%s$%d", i > 0 ? ", " : "", i + 1);
+	}
+	if (action->result != RESULT_VOID)
+		appendStringInfo(&buf, "%sNULL::%s", nargs > 0 ? ", " : "",
+						 action->result == RESULT_JSONB ? "pg_catalog.jsonb" : "tasksched.outcome");
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
+/* Parse and plan the CALL; its nodes are in the current memory context */
+static List *
+plan_call(const Action *action, const char *sql, Oid *types, int nargs)
+{
+	RawStmt    *raw = linitial_node(RawStmt, pg_parse_query(sql));
+	Query	   *query;
+	List	   *planned;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	query = parse_analyze_fixedparams(raw, sql, types, nargs, NULL);
+	planned = pg_plan_queries(list_make1(query), sql, 0, NULL);
+	PopActiveSnapshot();
+
+	/* a name may stand for many procedures, but we mean this one */
+	if (castNode(CallStmt, query->utilityStmt)->funcexpr->funcid != action->function)
+		ereport(ERROR,
+				(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+				 errmsg("\"%s\" does not call the procedure that is registered", sql)));
+	return planned;
+}
+
+static void
+call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *outcome, MemoryContext cxt)
+{
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	Oid			types[2];
+	char	   *sql = call_text(action, nargs, types);
+	ParamListInfo params = makeParamList(nargs);
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+	DestReceiver *dest = CreateTuplestoreDestReceiver();
+	Portal		portal;
+	QueryCompletion qc;
+
+	for (int i = 0; i < nargs; i++)
+	{
+		params->params[i].value = args[i].value;
+		params->params[i].isnull = args[i].isnull;
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype = types[i];
+	}
+	SetTuplestoreDestReceiverParams(dest, store, cxt, true, NULL, NULL);
+
+	portal = CreatePortal("", true, true);
+	portal->visible = false;
+	PortalDefineQuery(portal, NULL, sql, CMDTAG_CALL,
+					  plan_call(action, sql, types, nargs), NULL);
+	PortalStart(portal, params, 0, InvalidSnapshot);
+	(void) PortalRun(portal, FETCH_ALL, true, true, dest, dest, &qc);
+
+	read_result(action, (Datum) 0, true, outcome, cxt);
+	if (action->result != RESULT_VOID)
+	{
+		TupleTableSlot *slot = MakeSingleTupleTableSlot(portal->tupDesc, &TTSOpsMinimalTuple);
+
+		if (tuplestore_gettupleslot(store, true, false, slot))
+		{
+			bool		isnull;
+			Datum		value = slot_getattr(slot, 1, &isnull);
+
+			read_result(action, value, isnull, outcome, cxt);
+		}
+		ExecDropSingleTupleTableSlot(slot);
+	}
+	PortalDrop(portal, false);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Call the action, as the current user, in the current transaction.  What it
+ * says about its outcome is stored in *outcome, allocated in cxt, which must
+ * outlive the transaction.
+ */
+void
+tasksched_action_call(const Action *action, Datum task, Datum params, bool params_null,
+					  bool first_launch, Outcome *outcome, MemoryContext cxt)
+{
+	NullableDatum args[2];
+	int			nargs = make_args(action, task, params, params_null, first_launch, args);
+
+	if (action->is_procedure)
+		call_procedure(action, args, nargs, outcome, cxt);
+	else
+		call_function(action, args, nargs, outcome, cxt);
+}

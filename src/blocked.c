@@ -1,0 +1,85 @@
+/*
+ * blocked.c
+ *	  Why a due task can't run, in words that a person can read.
+ *
+ * The scheduler asks before it claims a task, since what goes wrong in a worker
+ * before the action begins can't be told anybody but the server log; the view
+ * blocked_tasks shows the answers.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "tasksched.h"
+
+/* What is wrong with the task itself; NULL if nothing is */
+char *
+tasksched_task_blocked(const char *action, Oid owner, bool foreign)
+{
+	Oid			function;
+
+	if (foreign)
+		return pstrdup(_("the task comes from another installation; see adopt_tasks()"));
+	if (!tasksched_role_exists(owner))
+		return pstrdup(_("the role that owns the task does not exist"));
+	if (pg_database_aclcheck(MyDatabaseId, owner, ACL_CONNECT) != ACLCHECK_OK)
+		return pstrdup(_("the role that owns the task may not connect to the database"));
+	return tasksched_action_blocked(action, &function);
+}
+
+/* What keeps the scheduler from running it; NULL if nothing does */
+static const char *
+scheduler_blocked(Oid owner)
+{
+	TaskDatabase db;
+
+	if (RecoveryInProgress())
+		return _("the server is in recovery");
+	if (!tasksched_enabled)
+		return _("tasksched.enabled is off");
+	if (!tasksched_database_copy(MyDatabaseId, &db))
+		return _("the scheduler of this database has not started yet");
+	if (db.paused)
+		return _("the scheduler of this database is paused; see resume_scheduler()");
+	for (int i = 0; i < MAX_FAILING_OWNERS; i++)
+	{
+		if (db.failing_owners[i] == owner)
+			return _("workers of the role that owns the task fail to start; see the server log");
+	}
+	if (db.no_slot)
+		return _("no background worker slot is free; see max_worker_processes");
+	return NULL;
+}
+
+PG_FUNCTION_INFO_V1(tasksched_blocked_reason_sql);
+Datum
+tasksched_blocked_reason_sql(PG_FUNCTION_ARGS)
+{
+	char	   *action;
+	Oid			owner;
+	bool		foreign;
+	const char *reason;
+
+	for (int i = 0; i < 4; i++)
+	{
+		if (PG_ARGISNULL(i))
+			PG_RETURN_NULL();
+	}
+	if (!tasksched_preloaded())
+		PG_RETURN_TEXT_P(cstring_to_text(_("tasksched is not in shared_preload_libraries")));
+
+	action = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	owner = DatumGetObjectId(DirectFunctionCall1(tasksched_owner_oid, PG_GETARG_DATUM(1)));
+	foreign = PG_GETARG_INT64(2) != tasksched_store_installation() ||
+		PG_GETARG_OID(3) != MyDatabaseId;
+	reason = tasksched_task_blocked(action, owner, foreign);
+	if (reason == NULL)
+		reason = scheduler_blocked(owner);
+	if (reason == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(reason));
+}

@@ -1,0 +1,436 @@
+/*
+ * launcher.c
+ *	  The launcher: keeps one scheduler for each database that has the extension.
+ *
+ * It is connected to no database, so it is in nobody's way.  Whether a database
+ * has the extension only a process connected to it can say, so each database is
+ * probed once: its scheduler is started and exits if there is nothing for it.
+ * From then on commits tell: CREATE EXTENSION and whatever schedules a task
+ * wakes the scheduler of its database, or the launcher if that does not run.
+ *
+ * A scheduler that has had nothing to do for a while exits.  It leaves its next
+ * due time behind, for which the launcher starts it again, a little ahead.
+ *
+ * Background workers may be too few for a scheduler and a worker in each
+ * database.  During such a shortage the databases take turns: one at a time
+ * has its scheduler, and the others' exit, leaving their running tasks to
+ * their workers.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "tasksched.h"
+
+/* A scheduler is started so long before its next due time */
+#define START_AHEAD_MS 1000
+
+/* How long a database's turn lasts if others wait, and how often to try */
+#define TURN_MS 2000
+#define TURN_RETRY_MS 200
+
+/* A scheduler that ended otherwise than cleanly is started again after this */
+#define RESTART_MIN_MS 1000
+#define RESTART_MAX_MS 60000
+
+typedef struct KnownDatabase
+{
+	Oid			dboid;
+	bool		seen;			/* during a reading of pg_database */
+	bool		probed;
+	BackgroundWorkerHandle *scheduler;	/* NULL = none that we have started */
+	TimestampTz started_at;
+	TimestampTz ended_at;
+	TimestampTz not_before;
+	int			failures;		/* in a row */
+} KnownDatabase;
+
+static KnownDatabase *known = NULL;
+static int	nknown = 0;
+
+static Oid	turn = InvalidOid;	/* whose turn it is during a shortage */
+static TimestampTz turn_started;
+
+/* ----------
+ * Which databases there are
+ * ----------
+ */
+
+static KnownDatabase *
+find_known(Oid dboid)
+{
+	for (int i = 0; i < nknown; i++)
+	{
+		if (known[i].dboid == dboid)
+			return &known[i];
+	}
+	return NULL;
+}
+
+static void
+add_known(Oid dboid)
+{
+	KnownDatabase *db;
+
+	known = known ? repalloc(known, (nknown + 1) * sizeof(KnownDatabase)) :
+		MemoryContextAlloc(TopMemoryContext, sizeof(KnownDatabase));
+	db = &known[nknown++];
+	memset(db, 0, sizeof(KnownDatabase));
+	db->dboid = dboid;
+	db->seen = true;
+}
+
+/* Read pg_database: add what is new, forget what is gone */
+static void
+read_databases(void)
+{
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	for (int i = 0; i < nknown; i++)
+		known[i].seen = false;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		KnownDatabase *db = find_known(form->oid);
+
+		if (!form->datallowconn || database_is_invalid_form(form))
+			continue;
+		if (db != NULL)
+			db->seen = true;
+		else
+			add_known(form->oid);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+
+	for (int i = 0; i < nknown;)
+	{
+		if (known[i].seen)
+		{
+			i++;
+			continue;
+		}
+		(void) tasksched_database_forget(known[i].dboid, false);
+		if (known[i].scheduler)
+			pfree(known[i].scheduler);
+		known[i] = known[--nknown];
+	}
+}
+
+/* ----------
+ * Starting schedulers
+ * ----------
+ */
+
+/* Register a scheduler; false if no background worker slot is free */
+static bool
+start_scheduler(KnownDatabase *db)
+{
+	SchedulerArgs args = {.dboid = db->dboid};
+	BackgroundWorker worker = {0};
+	MemoryContext old;
+	bool		ok;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "tasksched_scheduler_main", BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "tasksched scheduler for database %u", db->dboid);
+	strlcpy(worker.bgw_type, "tasksched scheduler", BGW_MAXLEN);
+	worker.bgw_notify_pid = MyProcPid;
+	StaticAssertStmt(sizeof(SchedulerArgs) <= BGW_EXTRALEN, "SchedulerArgs too large");
+	memcpy(worker.bgw_extra, &args, sizeof(args));
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	ok = RegisterDynamicBackgroundWorker(&worker, &db->scheduler);
+	MemoryContextSwitchTo(old);
+	if (!ok)
+	{
+		db->scheduler = NULL;
+		tasksched_shortage_begin();
+		return false;
+	}
+	db->started_at = GetCurrentTimestamp();
+	return true;
+}
+
+/* Take notice of a scheduler that has ended; when may the next one start? */
+static void
+check_ended(KnownDatabase *db, const TaskDatabase *info)
+{
+	pid_t		pid;
+
+	if (db->scheduler == NULL ||
+		GetBackgroundWorkerPid(db->scheduler, &pid) != BGWH_STOPPED)
+		return;
+	pfree(db->scheduler);
+	db->scheduler = NULL;
+	db->probed = true;
+	db->ended_at = GetCurrentTimestamp();
+
+	if (info == NULL || info->clean_exit)
+		db->failures = 0;
+	else
+	{
+		int			delay = RESTART_MIN_MS << Min(db->failures, 6);
+
+		/* one that has run for a while did not fail at its start */
+		if (TimestampDifferenceExceeds(db->started_at, GetCurrentTimestamp(), RESTART_MAX_MS))
+			db->failures = 0;
+		else
+			db->failures++;
+		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 Min(delay, RESTART_MAX_MS));
+	}
+}
+
+/*
+ * When does the database want a scheduler?  DT_NOBEGIN is now, DT_NOEND is not
+ * at all, for a database without the extension.
+ */
+static TimestampTz
+wanted_at(KnownDatabase *db, const TaskDatabase *info)
+{
+	TimestampTz at;
+
+	if (!db->probed)
+		at = DT_NOBEGIN;
+	else if (info == NULL)
+		return DT_NOEND;
+	else if (pg_atomic_read_u32(unconstify(pg_atomic_uint32 *, &info->wake)) != 0 || !info->clean_exit)
+		at = DT_NOBEGIN;
+	else
+	{
+		/* the net, and the next due time */
+		at = db->ended_at + tasksched_scheduler_idle_timeout * USECS_PER_SEC;
+		if (info->next_due != DT_NOEND)
+			at = Min(at, info->next_due - START_AHEAD_MS * INT64CONST(1000));
+	}
+	return Max(at, db->not_before);
+}
+
+static bool
+is_running(KnownDatabase *db, const TaskDatabase *info)
+{
+	return db->scheduler != NULL || (info != NULL && info->pid != 0);
+}
+
+static const TaskDatabase *
+find_info(const TaskDatabase *infos, int n, Oid dboid)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (infos[i].dboid == dboid)
+			return &infos[i];
+	}
+	return NULL;
+}
+
+/* ----------
+ * Turns
+ * ----------
+ */
+
+/* Does the database need background workers that it does not get? */
+static bool
+is_contender(KnownDatabase *db, const TaskDatabase *info, TimestampTz now)
+{
+	if (is_running(db, info))
+		return info != NULL && info->no_slot;
+	return wanted_at(db, info) <= now;
+}
+
+/* During a shortage: whose turn is it?  Ask all others to leave. */
+static void
+take_turns(const TaskDatabase *infos, int n, TimestampTz now)
+{
+	KnownDatabase *next = NULL;
+	KnownDatabase *first = NULL;
+	KnownDatabase *holder = find_known(turn);
+	const TaskDatabase *holder_info = find_info(infos, n, turn);
+	bool		over;
+
+	/* the next contender after the present holder, by OID */
+	for (int i = 0; i < nknown; i++)
+	{
+		KnownDatabase *db = &known[i];
+
+		if (db->dboid == turn || !is_contender(db, find_info(infos, n, db->dboid), now))
+			continue;
+		if (first == NULL || db->dboid < first->dboid)
+			first = db;
+		if (db->dboid > turn && (next == NULL || db->dboid < next->dboid))
+			next = db;
+	}
+	if (next == NULL)
+		next = first;
+
+	over = holder == NULL ||
+		(!is_running(holder, holder_info) && wanted_at(holder, holder_info) > now) ||
+		TimestampDifferenceExceeds(turn_started, now, TURN_MS);
+	if (over && next != NULL)
+	{
+		turn = next->dboid;
+		turn_started = now;
+		holder = next;
+		holder_info = find_info(infos, n, turn);
+	}
+
+	for (int i = 0; i < n; i++)
+		tasksched_database_set_yield(infos[i].dboid, OidIsValid(turn) && infos[i].dboid != turn);
+	if (holder != NULL && !is_running(holder, holder_info) && wanted_at(holder, holder_info) <= now)
+		(void) start_scheduler(holder);
+}
+
+/* ----------
+ * The loop
+ * ----------
+ */
+
+/* Without a shortage: start whatever is wanted, but one probe at a time */
+static void
+start_wanted(const TaskDatabase *infos, int n, TimestampTz now)
+{
+	bool		probing = false;
+
+	for (int i = 0; i < n; i++)
+		tasksched_database_set_yield(infos[i].dboid, false);
+	turn = InvalidOid;
+
+	for (int i = 0; i < nknown; i++)
+		probing |= known[i].scheduler != NULL && !known[i].probed;
+
+	for (int i = 0; i < nknown; i++)
+	{
+		KnownDatabase *db = &known[i];
+		const TaskDatabase *info = find_info(infos, n, db->dboid);
+
+		if (is_running(db, info) || wanted_at(db, info) > now || (!db->probed && probing))
+			continue;
+		if (!start_scheduler(db))
+			return;
+		probing |= !db->probed;
+	}
+}
+
+/* One round; returns how long to sleep, in ms */
+static long
+launcher_cycle(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz wake_at = TimestampTzPlusMilliseconds(now, tasksched_reconcile_interval);
+	int			n;
+	TaskDatabase *infos = tasksched_databases_copy(&n);
+
+	for (int i = 0; i < nknown; i++)
+	{
+		const TaskDatabase *info = find_info(infos, n, known[i].dboid);
+
+		/* a scheduler that is there has been through the probe */
+		if (info != NULL && info->known && info->pid != 0)
+			known[i].probed = true;
+		check_ended(&known[i], info);
+	}
+
+	if (tasksched_shortage())
+	{
+		take_turns(infos, n, now);
+		return TURN_RETRY_MS;
+	}
+	start_wanted(infos, n, now);
+	if (tasksched_shortage())
+		return 0;
+
+	for (int i = 0; i < nknown; i++)
+	{
+		const TaskDatabase *info = find_info(infos, n, known[i].dboid);
+
+		if (!is_running(&known[i], info))
+			wake_at = Min(wake_at, wanted_at(&known[i], info));
+	}
+	return wake_at <= now ? TURN_RETRY_MS : TimestampDifferenceMilliseconds(now, wake_at);
+}
+
+void
+tasksched_launcher_main(Datum arg)
+{
+	MemoryContext cycle_cxt;
+	TimestampTz next_read = 0;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	tasksched_launcher_attach();
+	cycle_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launcher", ALLOCSET_DEFAULT_SIZES);
+	pgstat_report_appname("tasksched launcher");
+
+	for (;;)
+	{
+		long		timeout;
+
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			/* tasksched.enabled may be on again: have everybody look */
+			for (int i = 0; i < nknown; i++)
+				known[i].probed = false;
+		}
+		if (tasksched_launcher_take_new_databases() || GetCurrentTimestamp() >= next_read)
+		{
+			read_databases();
+			next_read = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval);
+		}
+
+		MemoryContextSwitchTo(cycle_cxt);
+		timeout = launcher_cycle();
+		MemoryContextSwitchTo(TopMemoryContext);
+		MemoryContextReset(cycle_cxt);
+
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout, PG_WAIT_EXTENSION);
+	}
+}
+
+void
+tasksched_launcher_register(void)
+{
+	BackgroundWorker worker = {0};
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "tasksched_launcher_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "tasksched launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "tasksched launcher", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}

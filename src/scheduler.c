@@ -1,0 +1,1174 @@
+/*
+ * scheduler.c
+ *	  The scheduler of a database: the reconcile loop.
+ *
+ * Each round takes the reasons that have come up (commits, workers, time) and
+ * does what they ask for:
+ *
+ *	reap		put back the tasks of workers that ended without an outcome
+ *	check		interrupt the actions of tasks that were cancelled
+ *	scan		from scratch, now and then: resume what is active and runs
+ *				nowhere, purge, warn, forget what was remembered of the queues
+ *	claim		what is due, for workers that are there; start workers
+ *
+ * and then sleeps until the earliest reason.  An idle scheduler holds no
+ * transaction and runs no query between two scans.
+ *
+ * A task is claimed for a worker that waits for it, never for one that has yet
+ * to come: so a lack of worker slots costs no attempt and needs no undoing, and
+ * a task that is active is really being run.  A worker is started a little
+ * ahead of the due time.
+ *
+ * Of each queue (the scheduled tasks of one priority, by due time) the
+ * scheduler remembers the place up to which everything has been claimed or is
+ * blocked, so that it never steps again over the dead index entries that claims
+ * leave behind.  A commit that schedules a task before that place, or that had
+ * locked one, brings its due time along and moves the place back.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "tasksched.h"
+
+/* A worker is started so long before the due time of its task */
+#define LEAD_US INT64CONST(100000)
+
+/* Tasks looked at in one query, and at the most in one round */
+#define PEEK_ROWS 64
+#define PEEK_ROUND_ROWS 10000
+
+#define PURGE_ROWS 1000
+
+/* How often to try again while no worker slot is free, and to log about it */
+#define SLOT_RETRY_US INT64CONST(250000)
+#define SLOT_LOG_US (600 * USECS_PER_SEC)
+
+/* A reserved slot whose worker has not come, nobody knows why */
+#define START_TIMEOUT_US (60 * USECS_PER_SEC)
+
+/* A cancelled action that goes on: interrupt it again, and then terminate */
+#define INTERRUPT_AGAIN_US USECS_PER_SEC
+#define INTERRUPTS_BEFORE_TERMINATE 3
+
+/* Retry after an error, or of a row that somebody holds */
+#define ERROR_RETRY_MAX 6
+#define LOCKED_RETRY_US USECS_PER_SEC
+
+/* The scheduled tasks of one priority */
+typedef struct Queue
+{
+	int16		priority;
+	TimestampTz after_run_at;	/* everything up to here is claimed or blocked */
+	pg_uuid_t	after_id;
+	bool		due;			/* there may be tasks to launch or to start workers for */
+	TimestampTz future;			/* no other is due before; DT_NOBEGIN = not known */
+	TimestampTz soon;			/* first one seen that is only about to be due */
+} Queue;
+
+/* What this scheduler knows of a slot, beside what the slot says */
+typedef struct SlotNote
+{
+	BackgroundWorkerHandle *handle; /* until the worker has attached */
+	uint32		generation;
+	int			interrupts;		/* sent to the task in the slot */
+	TaskRef		interrupted;
+	TimestampTz interrupt_at;	/* when to send the next */
+} SlotNote;
+
+/* An owner whose workers fail to start */
+typedef struct FailingOwner
+{
+	Oid			owner;			/* InvalidOid = free */
+	int			failures;
+	TimestampTz not_before;
+} FailingOwner;
+
+/* A task that was reported as stuck */
+typedef struct StuckNote
+{
+	pg_uuid_t	id;				/* hash key */
+	TimestampTz warned_at;
+} StuckNote;
+
+static Oid	extension;			/* its OID when we started */
+
+static Queue *queues;
+static int	nqueues;
+static SlotNote *notes;
+static FailingOwner failing[MAX_FAILING_OWNERS];
+static HTAB *stuck;
+
+static TimestampTz last_scan = 0;
+static TimestampTz next_scan = 0;
+static TimestampTz retry_at = DT_NOEND; /* of something that could not be done */
+static TimestampTz revisit_at = DT_NOEND;	/* when to look again at tasks that were passed by */
+static TimestampTz last_busy;
+static bool paused;
+static bool no_slot;
+static TimestampTz no_slot_logged = 0;
+
+static MemoryContext queue_cxt;
+static MemoryContext round_cxt;
+
+/* this round's view of the slots */
+static TaskSlot *slots;
+static int	nslots;
+
+static void
+refresh_slots(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(round_cxt);
+
+	slots = tasksched_slots_copy(MyDatabaseId, &nslots);
+	MemoryContextSwitchTo(old);
+}
+
+static int
+count_slots(SlotState state)
+{
+	int			n = 0;
+
+	for (int i = 0; i < nslots; i++)
+		n += slots[i].state == state;
+	return n;
+}
+
+static bool
+same_task(const pg_uuid_t *a, const pg_uuid_t *b)
+{
+	return memcmp(a, b, sizeof(pg_uuid_t)) == 0;
+}
+
+static void
+retry_by(TimestampTz at)
+{
+	retry_at = Min(retry_at, at);
+}
+
+/* ----------
+ * Queues
+ * ----------
+ */
+
+/* Forget what is known of the queues: read them from the start */
+static void
+reset_queues(const int16 *priorities, int n)
+{
+	MemoryContextReset(queue_cxt);
+	queues = MemoryContextAllocZero(queue_cxt, (n + 1) * sizeof(Queue));
+	nqueues = 0;
+	for (int i = 0; i < n; i++)
+		queues[nqueues++].priority = priorities[i];
+	if (n == 0)
+		nqueues = 1;			/* the usual priority, for what comes */
+	for (int i = 0; i < nqueues; i++)
+	{
+		queues[i].after_run_at = DT_NOBEGIN;
+		queues[i].due = true;
+		queues[i].future = DT_NOBEGIN;
+		queues[i].soon = DT_NOEND;
+	}
+}
+
+/* Go back to the start of all queues */
+static void
+rewind_queues(void)
+{
+	for (int i = 0; i < nqueues; i++)
+	{
+		queues[i].after_run_at = DT_NOBEGIN;
+		queues[i].due = true;
+	}
+}
+
+/* A task with this due time has come, or was locked when we passed by */
+static void
+note_due(TimestampTz run_at, TimestampTz now)
+{
+	for (int i = 0; i < nqueues; i++)
+	{
+		Queue	   *queue = &queues[i];
+
+		if (run_at <= queue->after_run_at)
+		{
+			queue->after_run_at = run_at;
+			memset(&queue->after_id, 0, sizeof(pg_uuid_t));
+		}
+		if (run_at <= now + LEAD_US)
+			queue->due = true;
+		else
+			queue->future = Min(queue->future, run_at);
+	}
+}
+
+/* The earliest due time that is still to come; DT_NOEND if there is none */
+static TimestampTz
+next_due(void)
+{
+	TimestampTz next = DT_NOEND;
+
+	for (int i = 0; i < nqueues; i++)
+	{
+		next = Min(next, queues[i].future);
+		if (queues[i].due)
+			next = Min(next, queues[i].soon);
+	}
+	return next;
+}
+
+static bool
+anything_due(void)
+{
+	for (int i = 0; i < nqueues; i++)
+	{
+		if (queues[i].due)
+			return true;
+	}
+	return false;
+}
+
+/* ----------
+ * Workers
+ * ----------
+ */
+
+static FailingOwner *
+find_failing(Oid owner)
+{
+	for (int i = 0; i < MAX_FAILING_OWNERS; i++)
+	{
+		if (failing[i].owner == owner)
+			return &failing[i];
+	}
+	return NULL;
+}
+
+/* A worker of this owner has ended before it was there */
+static void
+note_start_failure(Oid owner)
+{
+	FailingOwner *entry = find_failing(owner);
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (entry == NULL)
+		entry = find_failing(InvalidOid);
+	if (entry == NULL)
+		entry = &failing[0];	/* so many: the oldest tries again early */
+	if (entry->owner != owner)
+		entry->failures = 0;
+	entry->owner = owner;
+	entry->failures++;
+	entry->not_before = now + tasksched_setback_delay(entry->failures);
+}
+
+static void
+forget_handle(SlotNote *note)
+{
+	pfree(note->handle);
+	note->handle = NULL;
+}
+
+/* See what has become of the workers that were started */
+static void
+check_starting(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < nslots; i++)
+	{
+		SlotNote   *note = &notes[i];
+		bool		starting = slots[i].state == SLOT_STARTING &&
+			(note->handle == NULL || slots[i].generation == note->generation);
+		pid_t		pid;
+
+		if (note->handle != NULL && !starting)
+		{
+			FailingOwner *entry = find_failing(slots[i].owner);
+
+			if (entry != NULL)
+				entry->owner = InvalidOid;
+			forget_handle(note);
+		}
+		else if (note->handle != NULL)
+		{
+			if (GetBackgroundWorkerPid(note->handle, &pid) != BGWH_STOPPED)
+				continue;
+			tasksched_slot_release(i, note->generation);
+			note_start_failure(slots[i].owner);
+			forget_handle(note);
+			slots[i].state = SLOT_FREE;
+		}
+		else if (starting && now - slots[i].since > START_TIMEOUT_US)
+			tasksched_slot_release(i, slots[i].generation);
+	}
+}
+
+/* Tell an idle worker of another owner to make room */
+static void
+dismiss_idle_worker(Oid owner)
+{
+	for (int i = 0; i < nslots; i++)
+	{
+		if (slots[i].state == SLOT_IDLE && slots[i].owner != owner && !slots[i].quit)
+		{
+			tasksched_slot_quit(i);
+			slots[i].quit = true;
+			return;
+		}
+	}
+}
+
+/* No background worker could be registered: that is normal, and temporary */
+static void
+note_no_slot(Oid owner)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	no_slot = true;
+	retry_by(now + SLOT_RETRY_US);
+	dismiss_idle_worker(owner);
+	tasksched_shortage_begin();
+	if (now - no_slot_logged > SLOT_LOG_US)
+	{
+		ereport(LOG,
+				(errmsg("tasksched has no free background worker slot; tasks wait"),
+				 errhint("Consider increasing max_worker_processes (currently %d).",
+						 max_worker_processes)));
+		no_slot_logged = now;
+	}
+}
+
+/* Read what a worker has to know of its owner; false if the role is gone */
+static bool
+owner_is_superuser(Oid owner, bool *superuser)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	*superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
+	ReleaseSysCache(tuple);
+	return true;
+}
+
+/* Start a worker; in a transaction; false if none can be started now */
+static bool
+start_worker(Oid owner)
+{
+	WorkerArgs	args = {.dboid = MyDatabaseId, .owner = owner};
+	BackgroundWorker worker = {0};
+	SlotNote   *note;
+	MemoryContext old;
+	bool		ok;
+
+	if (!owner_is_superuser(owner, &args.superuser))
+		return true;
+	args.slot = tasksched_slot_reserve(owner, &args.generation);
+	if (args.slot < 0)
+	{
+		note_no_slot(owner);
+		return false;
+	}
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "tasksched_worker_main", BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "tasksched worker for role %u in database %u",
+			 owner, MyDatabaseId);
+	strlcpy(worker.bgw_type, "tasksched worker", BGW_MAXLEN);
+	worker.bgw_notify_pid = MyProcPid;
+	StaticAssertStmt(sizeof(WorkerArgs) <= BGW_EXTRALEN, "WorkerArgs too large");
+	memcpy(worker.bgw_extra, &args, sizeof(args));
+
+	note = &notes[args.slot];
+	if (note->handle != NULL)
+		forget_handle(note);
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	ok = RegisterDynamicBackgroundWorker(&worker, &note->handle);
+	MemoryContextSwitchTo(old);
+	if (!ok)
+	{
+		note->handle = NULL;
+		tasksched_slot_release(args.slot, args.generation);
+		note_no_slot(owner);
+		return false;
+	}
+	note->generation = args.generation;
+	return true;
+}
+
+/* ----------
+ * Reap
+ * ----------
+ */
+
+/* Put a task back; a transaction of its own */
+static PutBack
+put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
+{
+	PutBack		done;
+
+	tasksched_begin();
+	/* a lost count would let a task crash the server for ever */
+	if (end == END_CRASHED)
+		ForceSyncCommit();
+	done = tasksched_store_put_back(task, end, server_crashed);
+	tasksched_commit();
+	if (done == PUT_BACK_LOCKED)
+		retry_by(GetCurrentTimestamp() + LOCKED_RETRY_US);
+	return done;
+}
+
+/* Put back the tasks of workers that ended without an outcome */
+static void
+reap(void)
+{
+	for (int i = 0; i < nslots; i++)
+	{
+		if (slots[i].state != SLOT_DEAD)
+			continue;
+		if (slots[i].end == END_CRASHED)
+			ereport(LOG,
+					(errmsg("tasksched task %s (action \"%s\") ended its worker process",
+							tasksched_uuid_out(&slots[i].task.id), slots[i].action)));
+		if (put_back(&slots[i].task, slots[i].end, false) == PUT_BACK_DONE)
+		{
+			tasksched_slot_reaped(i);
+			slots[i].state = SLOT_FREE;
+		}
+	}
+}
+
+/* Count the crashes of those who crashed the server */
+static void
+reap_suspects(void)
+{
+	int			n;
+	Suspect    *suspects = tasksched_suspects_copy(MyDatabaseId, &n);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (put_back(&suspects[i].task, END_CRASHED, true) == PUT_BACK_DONE)
+		{
+			ereport(LOG,
+					(errmsg("tasksched task %s crashed the server",
+							tasksched_uuid_out(&suspects[i].task.id))));
+			tasksched_suspect_forget(&suspects[i]);
+		}
+	}
+}
+
+/* ----------
+ * Check
+ * ----------
+ */
+
+/* Find running launches that no longer hold their tasks; interrupt them */
+static void
+check_superseded(void)
+{
+	TaskRef    *running = palloc(nslots * sizeof(TaskRef));
+	TaskRef    *superseded = palloc(nslots * sizeof(TaskRef));
+	int			n = 0;
+
+	for (int i = 0; i < nslots; i++)
+	{
+		if (slots[i].state == SLOT_RUNNING)
+			running[n++] = slots[i].task;
+	}
+	if (n == 0)
+		return;
+
+	tasksched_begin();
+	n = tasksched_store_superseded(running, n, superseded);
+	tasksched_commit();
+
+	for (int i = 0; i < n; i++)
+	{
+		for (int j = 0; j < nslots; j++)
+		{
+			SlotNote   *note = &notes[j];
+
+			if (slots[j].state != SLOT_RUNNING ||
+				!same_task(&slots[j].task.id, &superseded[i].id))
+				continue;
+			if (note->interrupts > 0 && note->interrupted.launch == superseded[i].launch &&
+				same_task(&note->interrupted.id, &superseded[i].id))
+				continue;		/* under way */
+			note->interrupted = superseded[i];
+			note->interrupts = 1;
+			note->interrupt_at = 0;
+		}
+	}
+}
+
+/* Interrupt the actions of cancelled tasks until they end */
+static void
+send_interrupts(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < nslots; i++)
+	{
+		SlotNote   *note = &notes[i];
+
+		if (note->interrupts == 0 || note->interrupt_at > now)
+			continue;
+		if (!tasksched_slot_interrupt(i, &note->interrupted,
+									  note->interrupts > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
+			note->interrupts = 0;	/* it has ended */
+		else
+		{
+			note->interrupts++;
+			note->interrupt_at = now + INTERRUPT_AGAIN_US;
+		}
+	}
+}
+
+/* ----------
+ * Scan
+ * ----------
+ */
+
+static void
+exit_cleanly(void)
+{
+	tasksched_database_set_clean_exit();
+	proc_exit(0);
+}
+
+/*
+ * The extension may be gone, or another one.  Then its workers have to go at
+ * once, and so do we.
+ */
+static void
+check_extension(void)
+{
+	Oid			now_there;
+
+	tasksched_begin();
+	now_there = tasksched_store_extension();
+	if (now_there == extension)
+		tasksched_store_check_extension();
+	tasksched_commit();
+	if (now_there == extension)
+		return;
+
+	tasksched_slots_quit(MyDatabaseId, InvalidOid, true);
+	if (OidIsValid(now_there))
+		tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
+	else
+		(void) tasksched_database_forget(MyDatabaseId, true);
+	exit_cleanly();
+}
+
+/* Put back what is active but runs nowhere */
+static void
+resume_orphans(void)
+{
+	TaskRef    *tasks;
+	int			n;
+
+	tasksched_begin();
+	MemoryContextSwitchTo(round_cxt);
+	n = tasksched_store_active(&tasks);
+	tasksched_commit();
+
+	for (int i = 0; i < n; i++)
+	{
+		bool		held = false;
+
+		for (int j = 0; j < nslots && !held; j++)
+			held = slots[j].state >= SLOT_READY && same_task(&slots[j].task.id, &tasks[i].id);
+		if (!held)
+			(void) put_back(&tasks[i], END_TERMINATED, false);
+	}
+}
+
+/* Delete old finished tasks, in batches */
+static void
+purge(void)
+{
+	int			n;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		tasksched_begin();
+		n = tasksched_store_purge(PURGE_ROWS);
+		tasksched_commit();
+	} while (n == PURGE_ROWS);
+}
+
+/* Warn of tasks that are active without an update, once a day for each */
+static void
+warn_of_stuck(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HASH_SEQ_STATUS seq;
+	StuckNote  *note;
+	pg_uuid_t  *ids;
+	char	  **actions;
+	int			n;
+
+	tasksched_begin();
+	MemoryContextSwitchTo(round_cxt);
+	n = tasksched_store_stuck(&ids, &actions);
+	tasksched_commit();
+
+	for (int i = 0; i < n; i++)
+	{
+		bool		found;
+
+		note = hash_search(stuck, &ids[i], HASH_ENTER, &found);
+		if (found && now - note->warned_at < USECS_PER_DAY)
+			continue;
+		note->warned_at = now;
+		ereport(WARNING,
+				(errmsg("task %s (action \"%s\") is active and has seen no update for more than %d s, and may be stuck",
+						tasksched_uuid_out(&ids[i]), actions[i], tasksched_stuck_after),
+				 errhint("See the view tasksched.stuck_tasks, and cancel_task().")));
+	}
+
+	hash_seq_init(&seq, stuck);
+	while ((note = hash_seq_search(&seq)) != NULL)
+	{
+		if (now - note->warned_at >= 2 * USECS_PER_DAY)
+			(void) hash_search(stuck, &note->id, HASH_REMOVE, NULL);
+	}
+}
+
+/* Read everything afresh */
+static void
+scan(void)
+{
+	int16	   *priorities;
+	int			n;
+
+	check_extension();
+	reap_suspects();
+	resume_orphans();
+	check_superseded();
+	warn_of_stuck();
+
+	tasksched_begin();
+	MemoryContextSwitchTo(round_cxt);
+	paused = tasksched_store_get_paused();
+	n = tasksched_store_priorities(&priorities);
+	tasksched_commit();
+	reset_queues(priorities, n);
+
+	last_scan = GetCurrentTimestamp();
+	next_scan = TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval);
+
+	purge();
+}
+
+/* ----------
+ * Claim
+ * ----------
+ */
+
+/* How many workers an owner lacks in this round */
+typedef struct Demand
+{
+	Oid			owner;
+	int			wanted;
+} Demand;
+
+/* What is gathered in one round of claims */
+typedef struct Round
+{
+	int			capacity;		/* tasks that may still be claimed */
+	int			nchosen;
+	pg_uuid_t  *ids;			/* of the tasks to claim ... */
+	Candidate  *chosen;
+	int		   *slots;			/* ... and the slots of their workers */
+	int			ndemands;
+	Demand	   *demands;
+	List	   *reasons;		/* BlockedNote */
+} Round;
+
+typedef struct BlockedNote
+{
+	char		action[NAMEDATALEN];
+	Oid			owner;
+	bool		foreign;
+	bool		blocked;
+} BlockedNote;
+
+/* Is a candidate blocked?  The answer is the same for all of its kind. */
+static bool
+is_blocked(Round *round, const Candidate *c)
+{
+	ListCell   *lc;
+	BlockedNote *note;
+
+	foreach(lc, round->reasons)
+	{
+		note = lfirst(lc);
+		if (note->owner == c->owner && note->foreign == c->foreign &&
+			strcmp(note->action, c->action) == 0)
+			return note->blocked;
+	}
+	note = palloc(sizeof(BlockedNote));
+	strlcpy(note->action, c->action, NAMEDATALEN);
+	note->owner = c->owner;
+	note->foreign = c->foreign;
+	note->blocked = tasksched_task_blocked(c->action, c->owner, c->foreign) != NULL;
+	round->reasons = lcons(note, round->reasons);
+	return note->blocked;
+}
+
+/* An idle worker of the owner that is not taken yet in this round; or -1 */
+static int
+find_idle(const Round *round, Oid owner)
+{
+	for (int i = 0; i < nslots; i++)
+	{
+		bool		taken = false;
+
+		if (slots[i].state != SLOT_IDLE || slots[i].owner != owner || slots[i].quit)
+			continue;
+		for (int j = 0; j < round->nchosen && !taken; j++)
+			taken = round->slots[j] == i;
+		if (!taken)
+			return i;
+	}
+	return -1;
+}
+
+static void
+add_demand(Round *round, Oid owner)
+{
+	for (int i = 0; i < round->ndemands; i++)
+	{
+		if (round->demands[i].owner == owner)
+		{
+			round->demands[i].wanted++;
+			return;
+		}
+	}
+	round->demands[round->ndemands].owner = owner;
+	round->demands[round->ndemands++].wanted = 1;
+}
+
+/*
+ * Deal with one candidate; returns whether it is done with, so that the place
+ * in the queue may pass it.
+ */
+static bool
+consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
+{
+	FailingOwner *fails = find_failing(c->owner);
+	int			slot;
+
+	if (is_blocked(round, c))
+		return true;			/* the next scan looks again */
+	if (fails != NULL && fails->not_before > now)
+	{
+		revisit_at = Min(revisit_at, fails->not_before);
+		return true;
+	}
+	round->capacity--;
+	slot = find_idle(round, c->owner);
+	if (slot >= 0 && c->run_at <= now)
+	{
+		round->ids[round->nchosen] = c->id;
+		round->chosen[round->nchosen] = *c;
+		round->slots[round->nchosen++] = slot;
+		return true;
+	}
+	if (c->run_at > now)
+		queue->soon = Min(queue->soon, c->run_at);
+	if (slot < 0)
+		add_demand(round, c->owner);
+	return false;
+}
+
+/* Look through a queue for tasks to claim */
+static void
+look_through(Round *round, Queue *queue, TimestampTz now)
+{
+	Candidate  *candidates = palloc(PEEK_ROWS * sizeof(Candidate));
+	TimestampTz from = queue->after_run_at;
+	pg_uuid_t	from_id = queue->after_id;
+	bool		all_passed = true;
+	int			seen = 0;
+	int			n;
+
+	queue->soon = DT_NOEND;
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		n = tasksched_store_peek(queue->priority, from, &from_id, now + LEAD_US,
+								 PEEK_ROWS, candidates);
+		for (int i = 0; i < n && round->capacity > 0; i++)
+		{
+			if (!consider(round, queue, &candidates[i], now))
+				all_passed = false;
+			else if (all_passed)
+			{
+				queue->after_run_at = candidates[i].run_at;
+				queue->after_id = candidates[i].id;
+			}
+		}
+		if (n > 0)
+		{
+			from = candidates[n - 1].run_at;
+			from_id = candidates[n - 1].id;
+		}
+		seen += n;
+	} while (n == PEEK_ROWS && round->capacity > 0 && seen < PEEK_ROUND_ROWS);
+
+	/* anything left, here or further on? */
+	queue->due = !all_passed || n == PEEK_ROWS || round->capacity <= 0;
+	if (all_passed && round->capacity > 0 && n == PEEK_ROWS)
+		retry_by(now);
+	if (queue->future <= now + LEAD_US)
+		queue->future = tasksched_store_next_due(queue->priority, now + LEAD_US);
+}
+
+/* Hand the claimed tasks to their workers */
+static void
+hand_over(const Round *round, const TaskRef *claimed, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		for (int j = 0; j < round->nchosen; j++)
+		{
+			int			slot = round->slots[j];
+
+			if (!same_task(&round->ids[j], &claimed[i].id))
+				continue;
+			if (tasksched_slot_assign(slot, slots[slot].generation, &claimed[i],
+									  round->chosen[j].action))
+				slots[slot].state = SLOT_READY;
+			else
+				(void) put_back(&claimed[i], END_STALE, false);
+			break;
+		}
+	}
+}
+
+/* Start the workers that are wanted, as far as the limit allows */
+static void
+start_workers(const Round *round)
+{
+	int			alive = count_slots(SLOT_STARTING) + count_slots(SLOT_IDLE) +
+		count_slots(SLOT_READY) + count_slots(SLOT_RUNNING);
+
+	no_slot = false;
+	for (int i = 0; i < round->ndemands; i++)
+	{
+		Demand	   *demand = &round->demands[i];
+		int			missing = demand->wanted;
+
+		for (int j = 0; j < nslots; j++)
+			missing -= slots[j].state == SLOT_STARTING && slots[j].owner == demand->owner;
+		for (; missing > 0; missing--)
+		{
+			if (alive >= tasksched_max_running_tasks)
+			{
+				dismiss_idle_worker(demand->owner);
+				break;
+			}
+			if (!start_worker(demand->owner))
+				return;
+			alive++;
+		}
+	}
+}
+
+/* Claim what is due for the workers that wait, and start those that lack */
+static void
+claim(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Round		round = {0};
+	TaskRef    *claimed;
+	int			nclaimed = 0;
+
+	for (int i = 0; i < nqueues; i++)
+	{
+		if (queues[i].future <= now + LEAD_US)
+			queues[i].due = true;
+	}
+	round.capacity = tasksched_max_running_tasks - count_slots(SLOT_READY) - count_slots(SLOT_RUNNING);
+	if (!anything_due() || round.capacity <= 0)
+		return;
+
+	round.ids = palloc(round.capacity * sizeof(pg_uuid_t));
+	round.chosen = palloc(round.capacity * sizeof(Candidate));
+	round.slots = palloc(round.capacity * sizeof(int));
+	round.demands = palloc(round.capacity * sizeof(Demand));
+	claimed = palloc(round.capacity * sizeof(TaskRef));
+
+	tasksched_begin();
+	MemoryContextSwitchTo(round_cxt);
+	for (int i = 0; i < nqueues && round.capacity > 0; i++)
+	{
+		if (queues[i].due)
+			look_through(&round, &queues[i], now);
+	}
+	if (round.nchosen > 0)
+		nclaimed = tasksched_store_claim(round.ids, round.nchosen, claimed);
+	start_workers(&round);
+	tasksched_commit();
+
+	hand_over(&round, claimed, nclaimed);
+}
+
+/* ----------
+ * The loop
+ * ----------
+ */
+
+static void
+report(void)
+{
+	Oid			owners[MAX_FAILING_OWNERS];
+
+	for (int i = 0; i < MAX_FAILING_OWNERS; i++)
+		owners[i] = failing[i].owner;
+	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan, paused, no_slot, owners);
+}
+
+/* One round */
+static void
+scheduler_round(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz wake_run_at;
+	int			wake = tasksched_database_take_wake(&wake_run_at);
+
+	retry_at = DT_NOEND;
+	refresh_slots();
+	if (wake_run_at != DT_NOEND)
+		note_due(wake_run_at, now);
+	if (now >= revisit_at)
+	{
+		revisit_at = DT_NOEND;
+		rewind_queues();
+	}
+
+	check_starting();
+	reap();
+	if (now >= next_scan || (wake & WAKE_SCAN))
+		scan();
+	else if (wake & WAKE_CHECK)
+		check_superseded();
+	send_interrupts();
+	if (tasksched_enabled && !paused)
+		claim();
+	report();
+}
+
+/* Exit if there has been nothing to do for long enough, or another needs us */
+static void
+check_exit(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		launching = tasksched_enabled && !paused && anything_due();
+
+	if (launching || count_slots(SLOT_FREE) < nslots)
+		last_busy = now;
+
+	if (tasksched_database_must_yield())
+	{
+		/* running tasks go on without us, but no worker waits for more */
+		tasksched_slots_quit(MyDatabaseId, InvalidOid, false);
+		if (launching || count_slots(SLOT_FREE) < nslots)
+			tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
+		exit_cleanly();
+	}
+	if (now - last_busy >= tasksched_scheduler_idle_timeout * USECS_PER_SEC)
+		exit_cleanly();
+}
+
+/* When something has to be done next, if nobody wakes us before */
+static TimestampTz
+next_reason(void)
+{
+	TimestampTz next = Min(next_scan, Min(retry_at, revisit_at));
+
+	for (int i = 0; i < nslots; i++)
+	{
+		if (notes[i].interrupts > 0)
+			next = Min(next, notes[i].interrupt_at);
+	}
+	if (tasksched_enabled && !paused &&
+		count_slots(SLOT_READY) + count_slots(SLOT_RUNNING) < tasksched_max_running_tasks)
+	{
+		for (int i = 0; i < nqueues; i++)
+		{
+			/* first to start a worker, then to claim */
+			if (!TIMESTAMP_NOT_FINITE(queues[i].future))
+				next = Min(next, queues[i].future - LEAD_US);
+			if (queues[i].due)
+				next = Min(next, queues[i].soon);
+		}
+	}
+	return Min(next, last_busy + tasksched_scheduler_idle_timeout * USECS_PER_SEC);
+}
+
+static void
+wake_self(void)
+{
+	SetLatch(MyLatch);
+}
+
+/*
+ * Sleep until then.  The timeout of WaitLatch is kept in whole ms and stretched
+ * by up to 0.1 % by the kernel, so an interval timer does the waking.
+ */
+static void
+sleep_until(TimestampTz then, TimeoutId timer)
+{
+	if (then > GetCurrentTimestamp())
+	{
+		enable_timeout_at(timer, then);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Max(tasksched_reconcile_interval, 1000), PG_WAIT_EXTENSION);
+		disable_timeout(timer, false);
+	}
+	ResetLatch(MyLatch);
+}
+
+/* Settings that our statements and transactions rely on */
+static void
+pin_settings(void)
+{
+	static const char *const pinned[][2] = {
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"synchronous_commit", "off"},	/* what a crash loses is done again */
+		{"plan_cache_mode", "force_generic_plan"},
+		{"enable_sort", "off"},	/* queues are read in the order of their index */
+		{"enable_bitmapscan", "off"},
+	};
+
+	for (int i = 0; i < lengthof(pinned); i++)
+		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Set up what the loop needs; exits if the database lacks the extension */
+static void
+initialize(void)
+{
+	HASHCTL		ctl = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(StuckNote)};
+
+	pin_settings();
+	queue_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched queues", ALLOCSET_SMALL_SIZES);
+	round_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched round", ALLOCSET_DEFAULT_SIZES);
+	notes = MemoryContextAllocZero(TopMemoryContext, tasksched_slot_count() * sizeof(SlotNote));
+	stuck = hash_create("tasksched stuck tasks", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	reset_queues(NULL, 0);
+	last_busy = GetCurrentTimestamp();
+
+	tasksched_begin();
+	extension = tasksched_store_extension();
+	tasksched_commit();
+	if (!OidIsValid(extension))
+	{
+		tasksched_slots_quit(MyDatabaseId, InvalidOid, true);
+		(void) tasksched_database_forget(MyDatabaseId, true);
+		exit_cleanly();
+	}
+	tasksched_database_set_known();
+}
+
+/* An error ends the round, not the scheduler */
+static void
+recover(int errors)
+{
+	ErrorData  *edata;
+
+	HOLD_INTERRUPTS();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	EmitErrorReport();
+	MemoryContextSwitchTo(round_cxt);
+	edata = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	tasksched_database_report_error(edata->message);
+	next_scan = 0;				/* whatever was noted may be lost */
+	retry_at = GetCurrentTimestamp() + tasksched_setback_delay(errors);
+	RESUME_INTERRUPTS();
+}
+
+void
+tasksched_scheduler_main(Datum arg)
+{
+	SchedulerArgs args;
+	TimeoutId	timer;
+	volatile int errors = 0;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	if (!tasksched_database_attach(args.dboid))
+		proc_exit(0);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, SIG_IGN);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(args.dboid, InvalidOid, 0);
+	timer = RegisterTimeout(USER_TIMEOUT, wake_self);
+	initialize();
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	for (;;)
+	{
+		TimestampTz then;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			next_scan = 0;
+		}
+
+		PG_TRY();
+		{
+			MemoryContextSwitchTo(round_cxt);
+			scheduler_round();
+			check_exit();
+			then = next_reason();
+			errors = 0;
+		}
+		PG_CATCH();
+		{
+			errors = Min(errors + 1, ERROR_RETRY_MAX);
+			recover(errors);
+			then = retry_at;
+		}
+		PG_END_TRY();
+
+		MemoryContextSwitchTo(TopMemoryContext);
+		MemoryContextReset(round_cxt);
+		(void) pgstat_report_stat(true);
+		sleep_until(then, timer);
+	}
+}

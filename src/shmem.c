@@ -1,0 +1,1042 @@
+/*
+ * shmem.c
+ *	  What the processes of tasksched share: databases, worker slots, waiters,
+ *	  and the crash board.
+ *
+ * Shared memory is a cache of the tables that may vanish at any instant: every
+ * crash of a server process makes the postmaster start with fresh, empty
+ * memory, and the schedulers find out from the tables what was going on.
+ *
+ * Lock rules: there is one LWLock, taken in this file alone and never across a
+ * call that can wait or throw.  It protects everything but the two atomics of
+ * a TaskDatabase, which may be changed while holding it in shared mode, and
+ * the condition variables, which look after themselves.  A latch of another
+ * process is set, and a signal is sent, while holding the lock, since that is
+ * what keeps the slot or the entry from passing on to another process.
+ *
+ * The crash board is different.  It lies in an anonymous shared mapping that
+ * the postmaster made before it started anything, so it outlives the
+ * reinitialization after a crash and dies with the postmaster.  A worker arms
+ * its place right before it calls an action and disarms it once the outcome is
+ * committed.  If some process crashes, the postmaster sends SIGQUIT to all
+ * others, and the workers' handler marks their places innocent.  A place that
+ * is armed and not innocent when the postmaster sets up the new shared memory
+ * was that of the culprit.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+
+#include "miscadmin.h"
+#include "postmaster/interrupt.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "tcop/tcopprot.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "tasksched.h"
+
+/* Databases that can have the extension at the same time */
+#define MAX_DATABASES 1024
+
+/* Waiters sleep on the condition variable that their task's id hashes to */
+#define WAITER_BUCKETS 64
+
+/* How long a shortage of background workers is remembered */
+#define SHORTAGE_MS 10000
+
+typedef struct TaskSharedState
+{
+	LWLock	   *lock;
+
+	Latch	   *launcher_latch;	/* NULL = no launcher */
+	bool		new_databases;	/* pg_database has changed */
+	TimestampTz shortage_until;	/* background workers were short lately */
+
+	TaskDatabase databases[MAX_DATABASES];
+	ConditionVariable waiters[WAITER_BUCKETS];
+	TaskSlot	slots[FLEXIBLE_ARRAY_MEMBER];
+} TaskSharedState;
+
+/* The place of one worker slot on the crash board */
+typedef struct CrashPlace
+{
+	volatile sig_atomic_t armed;
+	volatile sig_atomic_t innocent;
+	Suspect		launch;
+} CrashPlace;
+
+typedef struct CrashBoard
+{
+	int			nsuspects;		/* protected by the LWLock, like the next */
+	Suspect    *suspects;
+	CrashPlace *places;			/* each written by its worker alone */
+} CrashBoard;
+
+static TaskSharedState *shared = NULL;
+static CrashBoard *board = NULL;
+
+static TaskSlot *my_slot = NULL;			/* in a worker */
+static volatile sig_atomic_t terminated = false;	/* likewise: SIGTERM came */
+static TaskDatabase *my_database = NULL;	/* in a scheduler */
+
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+/*
+ * Number of worker slots.  No more workers than max_worker_processes can be
+ * alive, but dead ones keep their slots until their tasks are put back.
+ */
+int
+tasksched_slot_count(void)
+{
+	return 2 * max_worker_processes;
+}
+
+static Size
+shmem_size(void)
+{
+	return add_size(offsetof(TaskSharedState, slots),
+					mul_size(tasksched_slot_count(), sizeof(TaskSlot)));
+}
+
+/*
+ * Create the crash board.  It is made once for each postmaster, before any
+ * child is forked.
+ */
+static void
+create_board(void)
+{
+	int			n = tasksched_slot_count();
+	Size		size = sizeof(CrashBoard) + n * (sizeof(CrashPlace) + sizeof(Suspect));
+
+	board = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (board == MAP_FAILED)
+		ereport(FATAL,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not map %zu bytes of shared memory: %m", size)));
+	memset(board, 0, size);
+	board->places = (CrashPlace *) (board + 1);
+	board->suspects = (Suspect *) (board->places + n);
+}
+
+/* Move the culprits of a crash to the list of suspects and clear all places */
+static void
+collect_suspects(void)
+{
+	int			n = tasksched_slot_count();
+
+	for (int i = 0; i < n; i++)
+	{
+		CrashPlace *place = &board->places[i];
+
+		if (place->armed && !place->innocent && board->nsuspects < n)
+			board->suspects[board->nsuspects++] = place->launch;
+	}
+	memset(board->places, 0, n * sizeof(CrashPlace));
+}
+
+static void
+shmem_request(void)
+{
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+
+	RequestAddinShmemSpace(shmem_size());
+	RequestNamedLWLockTranche("tasksched", 1);
+	if (board == NULL)
+		create_board();
+}
+
+static void
+shmem_startup(void)
+{
+	bool		found;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	shared = ShmemInitStruct("tasksched", shmem_size(), &found);
+	if (found)
+		return;
+
+	memset(shared, 0, shmem_size());
+	shared->lock = &GetNamedLWLockTranche("tasksched")->lock;
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		pg_atomic_init_u32(&shared->databases[i].wake, 0);
+		pg_atomic_init_u64(&shared->databases[i].wake_run_at, DT_NOEND);
+	}
+	for (int i = 0; i < WAITER_BUCKETS; i++)
+		ConditionVariableInit(&shared->waiters[i]);
+	collect_suspects();
+}
+
+void
+tasksched_shmem_init(void)
+{
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+}
+
+bool
+tasksched_preloaded(void)
+{
+	return shared != NULL;
+}
+
+/* ----------
+ * The launcher
+ * ----------
+ */
+
+static void
+launcher_detach(int code, Datum arg)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher_latch = NULL;
+	LWLockRelease(shared->lock);
+}
+
+void
+tasksched_launcher_attach(void)
+{
+	before_shmem_exit(launcher_detach, 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher_latch = MyLatch;
+	LWLockRelease(shared->lock);
+}
+
+static void
+wake_launcher(void)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+	if (shared->launcher_latch != NULL)
+		SetLatch(shared->launcher_latch);
+}
+
+/* Wake the launcher; with new_databases, make it read pg_database again */
+void
+tasksched_launcher_wake(bool new_databases)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (new_databases)
+		shared->new_databases = true;
+	wake_launcher();
+	LWLockRelease(shared->lock);
+}
+
+bool
+tasksched_launcher_take_new_databases(void)
+{
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	result = shared->new_databases;
+	shared->new_databases = false;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/*
+ * A background worker could not be registered: the databases take turns from
+ * now on, until that has not happened for a while.
+ */
+void
+tasksched_shortage_begin(void)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SHORTAGE_MS);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (shared->shortage_until < GetCurrentTimestamp())
+		wake_launcher();
+	shared->shortage_until = until;
+	LWLockRelease(shared->lock);
+}
+
+bool
+tasksched_shortage(void)
+{
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	result = shared->shortage_until > GetCurrentTimestamp();
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* ----------
+ * Databases and their schedulers
+ * ----------
+ */
+
+static TaskDatabase *
+find_database(Oid dboid)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		if (shared->databases[i].dboid == dboid)
+			return &shared->databases[i];
+	}
+	return NULL;
+}
+
+static TaskDatabase *
+find_or_create_database(Oid dboid)
+{
+	TaskDatabase *db = find_database(dboid);
+
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+	if (db != NULL)
+		return db;
+	db = find_database(InvalidOid);
+	if (db == NULL)
+		return NULL;
+	db->dboid = dboid;
+	db->pid = 0;
+	db->latch = NULL;
+	db->yield = false;
+	db->known = false;
+	db->clean_exit = true;
+	pg_atomic_write_u32(&db->wake, 0);
+	pg_atomic_write_u64(&db->wake_run_at, (uint64) DT_NOEND);
+	db->next_due = DT_NOEND;
+	db->last_scan = 0;
+	db->paused = false;
+	db->no_slot = false;
+	memset(db->failing_owners, 0, sizeof(db->failing_owners));
+	db->last_error[0] = '\0';
+	return db;
+}
+
+/* Note a reason to look at the tasks of a database */
+static void
+add_wake(TaskDatabase *db, int flags, TimestampTz run_at)
+{
+	uint64		old = pg_atomic_read_u64(&db->wake_run_at);
+
+	while ((TimestampTz) old > run_at &&
+		   !pg_atomic_compare_exchange_u64(&db->wake_run_at, &old, (uint64) run_at))
+		;
+	pg_atomic_fetch_or_u32(&db->wake, flags);
+}
+
+static void
+set_scheduler_latch(TaskDatabase *db)
+{
+	if (db->latch != NULL)
+		SetLatch(db->latch);
+	else
+		wake_launcher();
+}
+
+/*
+ * Wake the scheduler of a database, or the launcher if it has none.  A
+ * database that is not known yet is added if the caller is sure that it has
+ * the extension.
+ */
+void
+tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	db = find_database(dboid);
+	if (db == NULL && create)
+	{
+		LWLockRelease(shared->lock);
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		db = find_or_create_database(dboid);
+		if (db != NULL)
+			db->known = true;
+	}
+	if (db != NULL)
+	{
+		add_wake(db, flags, run_at);
+		set_scheduler_latch(db);
+	}
+	LWLockRelease(shared->lock);
+}
+
+static void
+database_detach(int code, Datum arg)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_database->pid = 0;
+	my_database->latch = NULL;
+	my_database = NULL;
+	wake_launcher();
+	LWLockRelease(shared->lock);
+}
+
+/* Become the scheduler of a database; false if it has one, or there is no room */
+bool
+tasksched_database_attach(Oid dboid)
+{
+	TaskDatabase *db;
+	bool		result = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_or_create_database(dboid);
+	if (db != NULL && db->pid == 0)
+	{
+		db->pid = MyProcPid;
+		db->latch = MyLatch;
+		db->yield = false;
+		db->clean_exit = false;
+		my_database = db;
+		result = true;
+	}
+	LWLockRelease(shared->lock);
+	if (result)
+		before_shmem_exit(database_detach, 0);
+	return result;
+}
+
+/* In a scheduler: take the reasons that have come up since the last call */
+int
+tasksched_database_take_wake(TimestampTz *run_at)
+{
+	int			flags;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	flags = pg_atomic_exchange_u32(&my_database->wake, 0);
+	*run_at = (TimestampTz) pg_atomic_exchange_u64(&my_database->wake_run_at, (uint64) DT_NOEND);
+	LWLockRelease(shared->lock);
+	return flags;
+}
+
+/* In a scheduler: leave a reason behind for the next one */
+void
+tasksched_database_put_wake(int flags, TimestampTz run_at)
+{
+	LWLockAcquire(shared->lock, LW_SHARED);
+	add_wake(my_database, flags, run_at);
+	LWLockRelease(shared->lock);
+}
+
+bool
+tasksched_database_must_yield(void)
+{
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	result = my_database->yield;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* In a scheduler: the database has the extension */
+void
+tasksched_database_set_known(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_database->known = true;
+	LWLockRelease(shared->lock);
+}
+
+/* In a scheduler: it is about to exit because that is right */
+void
+tasksched_database_set_clean_exit(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_database->clean_exit = true;
+	LWLockRelease(shared->lock);
+}
+
+/* In the launcher: ask a scheduler to make room for another database's */
+void
+tasksched_database_set_yield(Oid dboid, bool yield)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_database(dboid);
+	if (db != NULL && db->yield != yield)
+	{
+		db->yield = yield;
+		if (db->latch != NULL)
+			SetLatch(db->latch);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* In a scheduler: publish its state */
+void
+tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
+						  bool no_slot, const Oid *failing_owners)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_database->next_due = next_due;
+	my_database->last_scan = last_scan;
+	my_database->paused = paused;
+	my_database->no_slot = no_slot;
+	memcpy(my_database->failing_owners, failing_owners, sizeof(my_database->failing_owners));
+	LWLockRelease(shared->lock);
+}
+
+void
+tasksched_database_report_error(const char *message)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	strlcpy(my_database->last_error, message, LAST_ERROR_LEN);
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Forget a database that is gone or has lost the extension.  With if_not_woken
+ * it stays if there is a reason that its scheduler has not seen, since that may
+ * have been CREATE EXTENSION.
+ */
+bool
+tasksched_database_forget(Oid dboid, bool if_not_woken)
+{
+	TaskDatabase *db;
+	bool		result = true;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_database(dboid);
+	if (db != NULL)
+	{
+		if (if_not_woken && pg_atomic_read_u32(&db->wake) != 0)
+			result = false;
+		else
+			db->dboid = InvalidOid;	/* its scheduler, if any, is about to exit */
+	}
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* A copy of all entries in use */
+TaskDatabase *
+tasksched_databases_copy(int *n)
+{
+	TaskDatabase *copy;
+	int			count = 0;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES; i++)
+		count += OidIsValid(shared->databases[i].dboid);
+	LWLockRelease(shared->lock);
+
+	/* memory is allocated without the lock; what comes in between is left out */
+	copy = palloc(Max(count, 1) * sizeof(TaskDatabase));
+	*n = 0;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES && *n < count; i++)
+	{
+		if (OidIsValid(shared->databases[i].dboid))
+			memcpy(&copy[(*n)++], &shared->databases[i], sizeof(TaskDatabase));
+	}
+	LWLockRelease(shared->lock);
+	return copy;
+}
+
+bool
+tasksched_database_copy(Oid dboid, TaskDatabase *copy)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	db = find_database(dboid);
+	if (db != NULL)
+		memcpy(copy, db, sizeof(TaskDatabase));
+	LWLockRelease(shared->lock);
+	return db != NULL;
+}
+
+/* ----------
+ * Worker slots: the scheduler's side
+ * ----------
+ */
+
+/* Move a slot to another state; the one place where that happens */
+static void
+set_slot_state(TaskSlot *slot, SlotState state)
+{
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+	Assert(state == SLOT_STARTING ? slot->state == SLOT_FREE :
+		   state == SLOT_IDLE ? slot->state == SLOT_STARTING ||
+		   slot->state == SLOT_READY || slot->state == SLOT_RUNNING :
+		   state == SLOT_READY ? slot->state == SLOT_IDLE || slot->state == SLOT_RUNNING :
+		   state == SLOT_RUNNING ? slot->state == SLOT_READY :
+		   state == SLOT_DEAD ? slot->state == SLOT_READY || slot->state == SLOT_RUNNING :
+		   slot->state != SLOT_READY && slot->state != SLOT_RUNNING);
+	slot->state = state;
+	slot->since = GetCurrentTimestamp();
+	if (state == SLOT_FREE || state == SLOT_DEAD)
+	{
+		slot->pid = 0;
+		slot->latch = NULL;
+	}
+	if (state == SLOT_FREE)
+		slot->dboid = InvalidOid;
+}
+
+/* Is it still the same reservation? */
+static bool
+slot_is(TaskSlot *slot, uint32 generation, SlotState state)
+{
+	return slot->generation == generation && slot->state == state;
+}
+
+static void
+wake_slot_scheduler(TaskSlot *slot)
+{
+	TaskDatabase *db = find_database(slot->dboid);
+
+	if (db != NULL)
+	{
+		add_wake(db, WAKE_DUE, DT_NOEND);
+		set_scheduler_latch(db);
+	}
+}
+
+/* Reserve a slot for a worker of this database and owner; -1 if there is none */
+int
+tasksched_slot_reserve(Oid owner, uint32 *generation)
+{
+	int			result = -1;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < tasksched_slot_count() && result < 0; i++)
+	{
+		TaskSlot   *slot = &shared->slots[i];
+
+		if (slot->state != SLOT_FREE)
+			continue;
+		set_slot_state(slot, SLOT_STARTING);
+		*generation = ++slot->generation;
+		slot->dboid = MyDatabaseId;
+		slot->owner = owner;
+		slot->quit = false;
+		result = i;
+	}
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* Give up a reservation whose worker has not come */
+void
+tasksched_slot_release(int i, uint32 generation)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (slot_is(&shared->slots[i], generation, SLOT_STARTING))
+		set_slot_state(&shared->slots[i], SLOT_FREE);
+	LWLockRelease(shared->lock);
+}
+
+/* Hand a claimed task to an idle worker; false if it went away meanwhile */
+bool
+tasksched_slot_assign(int i, uint32 generation, const TaskRef *task, const char *action)
+{
+	TaskSlot   *slot = &shared->slots[i];
+	bool		result = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (slot_is(slot, generation, SLOT_IDLE) && !slot->quit)
+	{
+		set_slot_state(slot, SLOT_READY);
+		slot->task = *task;
+		strlcpy(slot->action, action, NAMEDATALEN);
+		slot->end = END_NOT_BEGUN;
+		SetLatch(slot->latch);
+		result = true;
+	}
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* The task of a dead worker has been put back */
+void
+tasksched_slot_reaped(int i)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (shared->slots[i].state == SLOT_DEAD)
+		set_slot_state(&shared->slots[i], SLOT_FREE);
+	LWLockRelease(shared->lock);
+}
+
+/* Signal the worker that runs this very launch; false if it no longer does */
+bool
+tasksched_slot_interrupt(int i, const TaskRef *task, int signo)
+{
+	TaskSlot   *slot = &shared->slots[i];
+	bool		result = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (slot->state == SLOT_RUNNING && slot->task.launch == task->launch &&
+		memcmp(&slot->task.id, &task->id, sizeof(pg_uuid_t)) == 0)
+	{
+		kill(slot->pid, signo);
+		result = true;
+	}
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+static void
+quit_slot(TaskSlot *slot)
+{
+	slot->quit = true;
+	if (slot->latch != NULL)
+		SetLatch(slot->latch);
+}
+
+/* Make a worker exit as soon as it is idle */
+void
+tasksched_slot_quit(int i)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	quit_slot(&shared->slots[i]);
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Make the workers of a database (and of an owner, if that is given) exit as
+ * soon as they are idle; with terminate, at once.
+ */
+void
+tasksched_slots_quit(Oid dboid, Oid owner, bool terminate)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < tasksched_slot_count(); i++)
+	{
+		TaskSlot   *slot = &shared->slots[i];
+
+		if (slot->state == SLOT_FREE || slot->dboid != dboid ||
+			(OidIsValid(owner) && slot->owner != owner))
+			continue;
+		if (terminate && slot->state == SLOT_DEAD)
+		{
+			set_slot_state(slot, SLOT_FREE);
+			continue;
+		}
+		quit_slot(slot);
+		if (terminate && slot->pid != 0)
+			kill(slot->pid, SIGTERM);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * A copy of all slots, in which those of other databases look free (unless
+ * dboid is InvalidOid).
+ */
+TaskSlot *
+tasksched_slots_copy(Oid dboid, int *n)
+{
+	TaskSlot   *copy = palloc(tasksched_slot_count() * sizeof(TaskSlot));
+
+	*n = tasksched_slot_count();
+	LWLockAcquire(shared->lock, LW_SHARED);
+	memcpy(copy, shared->slots, *n * sizeof(TaskSlot));
+	LWLockRelease(shared->lock);
+	if (OidIsValid(dboid))
+	{
+		for (int i = 0; i < *n; i++)
+		{
+			if (copy[i].dboid != dboid)
+				copy[i].state = SLOT_FREE;
+		}
+	}
+	return copy;
+}
+
+/* ----------
+ * Worker slots: the worker's side
+ * ----------
+ */
+
+static CrashPlace *
+my_place(void)
+{
+	return &board->places[my_slot - shared->slots];
+}
+
+/* SIGQUIT: another process crashed, or an immediate shutdown; not our fault */
+static void
+handle_sigquit(SIGNAL_ARGS)
+{
+	if (my_slot != NULL)
+		my_place()->innocent = true;
+	SignalHandlerForCrashExit(postgres_signal_arg);
+}
+
+/* SIGTERM: remember that the end is not our doing */
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	terminated = true;
+	die(postgres_signal_arg);
+}
+
+/*
+ * Leave the slot.  An end in the action that nobody asked for (FATAL, exit())
+ * counts as a crash of the task.
+ */
+static void
+slot_detach(int code, Datum arg)
+{
+	TaskSlot   *slot = my_slot;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (slot != NULL)
+	{
+		if (slot->end == END_CRASHED && terminated)
+			slot->end = END_TERMINATED;
+		wake_slot_scheduler(slot);
+		set_slot_state(slot, slot->state == SLOT_READY || slot->state == SLOT_RUNNING ?
+					   SLOT_DEAD : SLOT_FREE);
+		my_place()->armed = false;
+	}
+	LWLockRelease(shared->lock);
+
+	/* one more free place: a database may be waiting for it */
+	if (tasksched_shortage())
+		tasksched_launcher_wake(false);
+}
+
+/* Take the reserved slot; false if the reservation is no longer valid */
+bool
+tasksched_slot_attach(int i, uint32 generation)
+{
+	TaskSlot   *slot = &shared->slots[i];
+	bool		result = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (slot_is(slot, generation, SLOT_STARTING))
+	{
+		/* not IDLE yet: that comes with the first tasksched_slot_take() */
+		slot->pid = MyProcPid;
+		slot->latch = MyLatch;
+		my_slot = slot;
+		result = true;
+	}
+	LWLockRelease(shared->lock);
+	if (result)
+	{
+		pqsignal(SIGQUIT, handle_sigquit);
+		pqsignal(SIGTERM, handle_sigterm);
+		before_shmem_exit(slot_detach, 0);
+	}
+	return result;
+}
+
+/*
+ * Is there a task to run?  Says also whether the worker shall exit if not.  The
+ * first call says that the worker is there.
+ */
+bool
+tasksched_slot_take(TaskRef *task, bool *quit)
+{
+	bool		result = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (my_slot->state == SLOT_STARTING)
+	{
+		set_slot_state(my_slot, SLOT_IDLE);
+		wake_slot_scheduler(my_slot);
+	}
+	if (my_slot->state == SLOT_READY)
+	{
+		*task = my_slot->task;
+		result = true;
+	}
+	*quit = my_slot->quit;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* The action is about to be called, for this launch */
+void
+tasksched_slot_begin(const TaskRef *task)
+{
+	CrashPlace *place = my_place();
+
+	place->armed = false;
+	place->innocent = false;
+	place->launch.dboid = MyDatabaseId;
+	place->launch.task = *task;
+	pg_write_barrier();
+	place->armed = true;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	set_slot_state(my_slot, SLOT_RUNNING);
+	my_slot->task = *task;
+	my_slot->end = END_CRASHED;
+	my_slot->has_progress = false;
+	my_slot->done = my_slot->total = -1;
+	my_slot->note[0] = '\0';
+	LWLockRelease(shared->lock);
+}
+
+/* This launch's outcome is committed, and with it the claim of the next one */
+void
+tasksched_slot_proceed(const TaskRef *next)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	set_slot_state(my_slot, SLOT_READY);
+	my_slot->task = *next;
+	my_slot->end = END_NOT_BEGUN;
+	LWLockRelease(shared->lock);
+	my_place()->armed = false;
+}
+
+/*
+ * The task is no longer ours: its outcome is committed, or it was superseded.
+ * With last, the worker takes no other one.
+ */
+void
+tasksched_slot_settle(bool last)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	set_slot_state(my_slot, SLOT_IDLE);
+	if (last)
+		my_slot->quit = true;
+	wake_slot_scheduler(my_slot);
+	LWLockRelease(shared->lock);
+	my_place()->armed = false;
+}
+
+/*
+ * Leave the slot of an idle worker; false if a task was handed over meanwhile.
+ */
+bool
+tasksched_slot_leave(void)
+{
+	TaskSlot   *slot = my_slot;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (slot->state == SLOT_IDLE)
+	{
+		wake_slot_scheduler(slot);
+		set_slot_state(slot, SLOT_FREE);
+		my_slot = NULL;
+	}
+	LWLockRelease(shared->lock);
+	return my_slot == NULL;
+}
+
+/* Say how the worker would end if it ended now */
+void
+tasksched_slot_end(SlotEnd end)
+{
+	if (my_slot == NULL)
+		return;
+	my_slot->end = end;			/* nobody else looks at it before DEAD */
+	if (end != END_CRASHED)
+		my_place()->armed = false;
+}
+
+/* Publish progress; false if this process does not run a task */
+bool
+tasksched_slot_progress(const int64 *done, const int64 *total, const char *note)
+{
+	if (my_slot == NULL)
+		return false;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->has_progress = true;
+	if (done)
+		my_slot->done = *done;
+	if (total)
+		my_slot->total = *total;
+	if (note)
+		strlcpy(my_slot->note, note, PROGRESS_NOTE_LEN);
+	LWLockRelease(shared->lock);
+	return true;
+}
+
+/* ----------
+ * Suspects
+ * ----------
+ */
+
+/* The launches of this database that crashed the server */
+Suspect *
+tasksched_suspects_copy(Oid dboid, int *n)
+{
+	Suspect    *copy = palloc(tasksched_slot_count() * sizeof(Suspect));
+
+	*n = 0;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < board->nsuspects; i++)
+	{
+		if (board->suspects[i].dboid == dboid)
+			copy[(*n)++] = board->suspects[i];
+	}
+	LWLockRelease(shared->lock);
+	return copy;
+}
+
+/* The crash has been counted */
+void
+tasksched_suspect_forget(const Suspect *suspect)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < board->nsuspects; i++)
+	{
+		if (memcmp(&board->suspects[i], suspect, sizeof(Suspect)) == 0)
+		{
+			board->suspects[i] = board->suspects[--board->nsuspects];
+			break;
+		}
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* ----------
+ * Waiters: sessions in wait_for_task()
+ * ----------
+ */
+
+/* The bucket of a task, as a bit to be collected over a transaction */
+uint64
+tasksched_waiters_bit(const pg_uuid_t *id)
+{
+	/* the last byte of a version 7 UUID is random */
+	return UINT64CONST(1) << (id->data[UUID_LEN - 1] % WAITER_BUCKETS);
+}
+
+static ConditionVariable *
+waiters_of(const pg_uuid_t *id)
+{
+	return &shared->waiters[id->data[UUID_LEN - 1] % WAITER_BUCKETS];
+}
+
+void
+tasksched_waiters_tell(uint64 bits)
+{
+	for (int i = 0; i < WAITER_BUCKETS; i++)
+	{
+		if (bits & (UINT64CONST(1) << i))
+			ConditionVariableBroadcast(&shared->waiters[i]);
+	}
+}
+
+void
+tasksched_waiters_prepare(const pg_uuid_t *id)
+{
+	ConditionVariablePrepareToSleep(waiters_of(id));
+}
+
+/* Sleep until something happened in the bucket; false at the timeout */
+bool
+tasksched_waiters_sleep(const pg_uuid_t *id, long timeout_ms)
+{
+	return !ConditionVariableTimedSleep(waiters_of(id), timeout_ms, PG_WAIT_EXTENSION);
+}
+
+void
+tasksched_waiters_leave(void)
+{
+	ConditionVariableCancelSleep();
+}

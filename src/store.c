@@ -1,0 +1,1287 @@
+/*
+ * store.c
+ *	  The only SQL on our tables.
+ *
+ * Every function here works as the owner of the extension, in a
+ * security-restricted context and with a pinned search_path, whoever calls it;
+ * what the caller may see or change is decided by the queries themselves.
+ *
+ * A task moves from "live" to "finished" (and back) by a DELETE and an INSERT
+ * in one statement, so that whoever waits for the row finds it gone rather
+ * than fails, and looks again.  Statements that the scheduler runs skip locked
+ * rows: it never waits for anybody.
+ *
+ * Statements are prepared once for each session.  Seq scans are disabled while
+ * they are planned: a plan that was made while a table was small must not be
+ * used when it is large.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_enum.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "executor/tstoreReceiver.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "tasksched.h"
+
+/* ----------
+ * The statements
+ * ----------
+ */
+
+/* The columns of the row type tasksched.task, in its order */
+#define TASK_COLUMNS \
+	"t.id, t.action, t.status, t.run_at, t.resource_id, t.params, t.result, t.error, " \
+	"t.error_details, t.owner::pg_catalog.regrole, t.priority, t.attempt, t.launch, t.crashes, " \
+	"t.created_at, t.started_at, t.updated_at, t.finished_at"
+
+/* What a task keeps when it moves between the partitions */
+#define KEPT_COLUMNS \
+	"id, action, resource_id, params, owner, priority, launch, created_at, "
+
+/* Whether the role $2 may see a task; $1 is whether it is an admin */
+#define VISIBLE "($1 OR pg_catalog.pg_has_role($2, t.owner::oid, 'USAGE'))"
+
+typedef enum StoreQuery
+{
+	Q_INSTALLATION,
+	Q_SET_INSTALLATION,
+	Q_FIND_ACTION,
+	Q_REGISTER_ACTION,
+	Q_UNREGISTER_ACTION,
+	Q_INSERT,
+	Q_LOOKUP,
+	Q_GET_TASK,
+	Q_UPDATE_SCHEDULED,
+	Q_DELETE_LIVE,
+	Q_DELETE_FINISHED,
+	Q_TO_FINISHED,
+	Q_TO_LIVE,
+	Q_ADOPT,
+	Q_SET_PAUSED,
+	Q_GET_PAUSED,
+	Q_PRIORITIES,
+	Q_PEEK,
+	Q_NEXT_DUE,
+	Q_CLAIM,
+	Q_LOCK_LIVE,
+	Q_LIVE_EXISTS,
+	Q_PUT_BACK,
+	Q_ACTIVE,
+	Q_SUPERSEDED,
+	Q_STUCK,
+	Q_PURGE,
+	Q_READ,
+	Q_CHECKPOINT,
+	Q_STAGE,
+	NUM_QUERIES
+} StoreQuery;
+
+#define MAX_ARGS 10
+
+typedef struct QueryText
+{
+	const char *sql;
+	Oid			argtypes[MAX_ARGS + 1]; /* 0-terminated */
+} QueryText;
+
+static const QueryText queries[NUM_QUERIES] = {
+	[Q_INSTALLATION] = {
+		"SELECT last_value FROM tasksched.installation",
+		{0}
+	},
+	[Q_SET_INSTALLATION] = {
+		"SELECT pg_catalog.setval('tasksched.installation', $1)",
+		{INT8OID}
+	},
+	[Q_FIND_ACTION] = {
+		"SELECT function, function_owner::oid FROM tasksched.registered_actions WHERE action = $1",
+		{TEXTOID}
+	},
+	[Q_REGISTER_ACTION] = {
+		"INSERT INTO tasksched.registered_actions AS a (action, function, function_owner, registered_by, registered_at) "
+		"VALUES ($1, $2, $3::regrole, $4::regrole, $5) "
+		"ON CONFLICT (action) DO UPDATE SET function = EXCLUDED.function, function_owner = EXCLUDED.function_owner, "
+		"registered_by = EXCLUDED.registered_by, registered_at = EXCLUDED.registered_at",
+		{TEXTOID, TEXTOID, OIDOID, OIDOID, TIMESTAMPTZOID}
+	},
+	[Q_UNREGISTER_ACTION] = {
+		"DELETE FROM tasksched.registered_actions WHERE action = $1",
+		{TEXTOID}
+	},
+	[Q_INSERT] = {
+		"INSERT INTO tasksched.live (id, action, status, run_at, resource_id, params, owner, "
+		"created_at, updated_at, installation, database, finished) "
+		"VALUES ($1, $2, 'scheduled', $3, $4, $5, $6::regrole, $7, $7, $8, $9, false)",
+		{UUIDOID, TEXTOID, TIMESTAMPTZOID, TEXTOID, JSONBOID, OIDOID, TIMESTAMPTZOID, INT8OID, OIDOID}
+	},
+	[Q_LOOKUP] = {
+		"SELECT t.status, t.run_at, t.launch, t.xmin FROM tasksched.tasks t WHERE t.id = $3 AND " VISIBLE,
+		{BOOLOID, OIDOID, UUIDOID}
+	},
+	[Q_GET_TASK] = {
+		"SELECT " TASK_COLUMNS " FROM tasksched.tasks t WHERE t.id = $3 AND " VISIBLE,
+		{BOOLOID, OIDOID, UUIDOID}
+	},
+	[Q_UPDATE_SCHEDULED] = {
+		"UPDATE tasksched.live SET run_at = coalesce($2, run_at), result = coalesce($3, result), "
+		"error = coalesce($4, error), updated_at = $5 WHERE id = $1 AND status = 'scheduled'",
+		{UUIDOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
+	},
+	[Q_DELETE_LIVE] = {
+		"DELETE FROM tasksched.live WHERE id = $1 AND status = 'scheduled'",
+		{UUIDOID}
+	},
+	[Q_DELETE_FINISHED] = {
+		"DELETE FROM tasksched.finished WHERE id = $1",
+		{UUIDOID}
+	},
+	[Q_TO_FINISHED] = {
+		/* $2: the launch that must hold the task, or NULL for whatever it is */
+		"WITH gone AS (DELETE FROM tasksched.live WHERE id = $1 "
+		"AND ($2 IS NULL OR launch = $2 AND status = 'active') RETURNING *) "
+		"INSERT INTO tasksched.finished (" KEPT_COLUMNS "run_at, attempt, started_at, first_launch, setbacks, "
+		"installation, database, finished, status, result, error, error_details, crashes, updated_at, finished_at) "
+		"SELECT " KEPT_COLUMNS "run_at, attempt, started_at, false, 0, installation, database, true, "
+		"$3::tasksched.task_status, coalesce($4, result), coalesce($5, error), coalesce($6, error_details), "
+		"crashes + $7, $8, $8 FROM gone",
+		{UUIDOID, INT4OID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID}
+	},
+	[Q_TO_LIVE] = {
+		"WITH gone AS (DELETE FROM tasksched.finished WHERE id = $1 RETURNING *) "
+		"INSERT INTO tasksched.live (" KEPT_COLUMNS "result, run_at, status, updated_at, installation, database, finished) "
+		"SELECT " KEPT_COLUMNS "result, $2, 'scheduled', $2, $3, $4, false FROM gone",
+		{UUIDOID, TIMESTAMPTZOID, INT8OID, OIDOID}
+	},
+	[Q_ADOPT] = {
+		"UPDATE tasksched.live SET installation = $1, database = $2, updated_at = $3, "
+		"owner = owner::text::tasksched.task_owner, status = 'scheduled', "
+		"first_launch = first_launch AND status = 'scheduled' "
+		"WHERE (installation, database) IS DISTINCT FROM ($1, $2)",
+		{INT8OID, OIDOID, TIMESTAMPTZOID}
+	},
+	[Q_SET_PAUSED] = {
+		"UPDATE tasksched.scheduler_state SET paused = $1 WHERE paused IS DISTINCT FROM $1",
+		{BOOLOID}
+	},
+	[Q_GET_PAUSED] = {
+		"SELECT paused FROM tasksched.scheduler_state",
+		{0}
+	},
+	[Q_PRIORITIES] = {
+		/* one index look-up for each */
+		"WITH RECURSIVE p AS ("
+		"(SELECT priority FROM tasksched.live WHERE status = 'scheduled' ORDER BY priority LIMIT 1) "
+		"UNION ALL SELECT (SELECT l.priority FROM tasksched.live l WHERE l.status = 'scheduled' "
+		"AND l.priority > p.priority ORDER BY l.priority LIMIT 1) FROM p WHERE p.priority IS NOT NULL) "
+		"SELECT priority FROM p WHERE priority IS NOT NULL ORDER BY priority",
+		{0}
+	},
+	[Q_PEEK] = {
+		"SELECT id, run_at, owner::oid, action, (installation, database) IS DISTINCT FROM ($6, $7) "
+		"FROM tasksched.live WHERE status = 'scheduled' AND priority = $1 AND (run_at, id) > ($2, $3) "
+		"AND run_at <= $4 ORDER BY run_at, id LIMIT $5",
+		{INT2OID, TIMESTAMPTZOID, UUIDOID, TIMESTAMPTZOID, INT8OID, INT8OID, OIDOID}
+	},
+	[Q_NEXT_DUE] = {
+		"SELECT run_at FROM tasksched.live WHERE status = 'scheduled' AND priority = $1 AND run_at > $2 "
+		"ORDER BY run_at LIMIT 1",
+		{INT2OID, TIMESTAMPTZOID}
+	},
+	[Q_CLAIM] = {
+		"UPDATE tasksched.live t SET status = 'active', launch = launch + 1, attempt = greatest(attempt, 1), "
+		"started_at = coalesce(started_at, $2), updated_at = $2 "
+		"FROM (SELECT id FROM tasksched.live WHERE id = ANY ($1) AND status = 'scheduled' AND run_at <= $2 "
+		"FOR NO KEY UPDATE SKIP LOCKED) c "
+		"WHERE t.id = c.id AND t.status = 'scheduled' RETURNING t.id, t.launch",
+		{UUIDARRAYOID, TIMESTAMPTZOID}
+	},
+	[Q_LOCK_LIVE] = {
+		"SELECT status, launch, crashes, setbacks FROM tasksched.live WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED",
+		{UUIDOID}
+	},
+	[Q_LIVE_EXISTS] = {
+		"SELECT FROM tasksched.live WHERE id = $1",
+		{UUIDOID}
+	},
+	[Q_PUT_BACK] = {
+		/* $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add; $6: no launch has happened */
+		"UPDATE tasksched.live SET status = 'scheduled', "
+		"first_launch = first_launch AND $6, "
+		"launch = launch - $2::int, "
+		"attempt = CASE WHEN $2 AND first_launch THEN 0 ELSE attempt END, "
+		"started_at = CASE WHEN $2 AND first_launch THEN NULL ELSE started_at END, "
+		"run_at = CASE WHEN $3 IS NULL THEN run_at ELSE $5 + $3 * interval '1 microsecond' END, "
+		"setbacks = setbacks + ($3 IS NOT NULL)::int, "
+		"crashes = crashes + $4, updated_at = $5 WHERE id = $1 RETURNING run_at",
+		{UUIDOID, BOOLOID, INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID}
+	},
+	[Q_ACTIVE] = {
+		"SELECT id, launch FROM tasksched.live WHERE status = 'active' AND installation = $1 AND database = $2",
+		{INT8OID, OIDOID}
+	},
+	[Q_SUPERSEDED] = {
+		"SELECT r.id, r.launch FROM pg_catalog.unnest($1, $2) r(id, launch) WHERE NOT EXISTS ("
+		"SELECT FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND t.status = 'active')",
+		{UUIDARRAYOID, INT4ARRAYOID}
+	},
+	[Q_STUCK] = {
+		"SELECT id, action FROM tasksched.live WHERE status = 'active' AND updated_at < $1",
+		{TIMESTAMPTZOID}
+	},
+	[Q_PURGE] = {
+		"DELETE FROM tasksched.finished WHERE id = ANY (ARRAY(SELECT id FROM tasksched.finished "
+		"WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		{TIMESTAMPTZOID, INT8OID}
+	},
+	[Q_READ] = {
+		"SELECT " TASK_COLUMNS ", t.first_launch FROM tasksched.live t "
+		"WHERE t.id = $1 AND t.launch = $2 AND t.status = 'active'",
+		{UUIDOID, INT4OID}
+	},
+	[Q_CHECKPOINT] = {
+		"UPDATE tasksched.live SET result = coalesce($3, result), error = coalesce($4, error), updated_at = $5 "
+		"WHERE id = $1 AND launch = $2 AND status = 'active'",
+		{UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
+	},
+	[Q_STAGE] = {
+		/* $3: go on at once, as the next launch */
+		"UPDATE tasksched.live SET status = CASE WHEN $3 THEN status ELSE 'scheduled' END, "
+		"launch = launch + $3::int, run_at = coalesce($4, run_at), result = coalesce($5, result), "
+		"error = coalesce($6, error), first_launch = false, setbacks = 0, updated_at = $7 "
+		"WHERE id = $1 AND launch = $2 AND status = 'active'",
+		{UUIDOID, INT4OID, BOOLOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
+	},
+};
+
+/* Not prepared: which of the filters are given decides the plan */
+static const char *const get_tasks_sql =
+	"SELECT " TASK_COLUMNS " FROM tasksched.tasks t WHERE " VISIBLE " "
+	"AND ($3 IS NULL OR t.action = ANY ($3)) "
+	"AND ($4 IS NULL OR t.resource_id = $4) "
+	"AND ($5 IS NULL OR t.status = ANY ($5::tasksched.task_status[])) "
+	"AND ($6 IS NULL OR CASE t.status WHEN 'scheduled' THEN t.run_at ELSE t.updated_at END <= $6) "
+	"ORDER BY CASE t.status WHEN 'scheduled' THEN t.run_at ELSE t.updated_at END, t.id LIMIT $7";
+
+/* ----------
+ * Transactions of our own processes
+ * ----------
+ */
+
+/* Begin one, whatever settings the role or the database has */
+void
+tasksched_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	XactIsoLevel = XACT_READ_COMMITTED;
+	XactReadOnly = false;
+	XactDeferrable = false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+tasksched_commit(void)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/* ----------
+ * Entering and leaving, and running a statement
+ * ----------
+ */
+
+/* What to restore; after an error, the (sub)transaction's abort does it */
+typedef struct Entered
+{
+	Oid			userid;
+	int			sec_context;
+	int			guc_nest_level;
+} Entered;
+
+static void
+set_guc(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+static void
+enter(Entered *saved)
+{
+	Oid			relid;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	tasksched_store_check_extension();
+
+	relid = get_relname_relid("tasks", get_namespace_oid(TASKSCHED_SCHEMA, false));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "table tasksched.tasks does not exist");
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+
+	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
+	SetUserIdAndSecContext(owner, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	saved->guc_nest_level = NewGUCNestLevel();
+	set_guc("search_path", "pg_catalog, pg_temp");
+	set_guc("enable_seqscan", "off");
+	set_guc("jit", "off");
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+static void
+leave(const Entered *saved)
+{
+	SPI_finish();
+	AtEOXact_GUC(true, saved->guc_nest_level);
+	SetUserIdAndSecContext(saved->userid, saved->sec_context);
+}
+
+static int
+query_nargs(StoreQuery q)
+{
+	int			n = 0;
+
+	while (n < MAX_ARGS && queries[q].argtypes[n] != 0)
+		n++;
+	return n;
+}
+
+static SPIPlanPtr
+prepared(StoreQuery q)
+{
+	static SPIPlanPtr plans[NUM_QUERIES];
+
+	if (plans[q] == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(queries[q].sql, query_nargs(q),
+									   (Oid *) queries[q].argtypes);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare statement: %s", SPI_result_code_string(SPI_result));
+		plans[q] = plan;
+	}
+	return plans[q];
+}
+
+/* The arguments of a statement; NULL pointers become SQL nulls */
+typedef struct Args
+{
+	int			n;
+	Datum		values[MAX_ARGS];
+	char		nulls[MAX_ARGS];
+} Args;
+
+static void
+add_arg(Args *args, Datum value)
+{
+	args->values[args->n] = value;
+	args->nulls[args->n++] = ' ';
+}
+
+static void
+add_pointer(Args *args, const void *pointer)
+{
+	args->values[args->n] = PointerGetDatum(pointer);
+	args->nulls[args->n++] = pointer ? ' ' : 'n';
+}
+
+static void
+add_text(Args *args, const char *string)
+{
+	add_pointer(args, string ? cstring_to_text(string) : NULL);
+}
+
+static void
+add_time(Args *args, TimestampTz time)
+{
+	args->values[args->n] = TimestampTzGetDatum(time);
+	args->nulls[args->n++] = time == DT_NOEND ? 'n' : ' ';
+}
+
+static void
+add_int4_or_null(Args *args, const int32 *value)
+{
+	args->values[args->n] = value ? Int32GetDatum(*value) : (Datum) 0;
+	args->nulls[args->n++] = value ? ' ' : 'n';
+}
+
+/* Whose rights decide what is visible: those of the caller of our function */
+static void
+add_caller(Args *args, const Entered *saved, bool admin)
+{
+	add_arg(args, BoolGetDatum(admin));
+	add_arg(args, ObjectIdGetDatum(saved->userid));
+}
+
+/* Run a statement; returns the number of rows */
+static uint64
+run(StoreQuery q, Args *args)
+{
+	int			rc;
+
+	Assert(args->n == query_nargs(q));
+	rc = SPI_execute_plan(prepared(q), args->values, args->nulls, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+static Datum
+result(uint64 row, int column, bool *isnull)
+{
+	bool		dummy;
+
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column,
+						 isnull ? isnull : &dummy);
+}
+
+/* Run a statement that does nothing but say how many rows it has changed */
+static uint64
+execute(StoreQuery q, Args *args)
+{
+	Entered		saved;
+	uint64		n;
+
+	enter(&saved);
+	n = run(q, args);
+	leave(&saved);
+	return n;
+}
+
+/* Run a query into the result set of a function, under the active snapshot */
+static void
+run_into(const char *sql, SPIPlanPtr plan, Args *args, const Oid *argtypes, bool latest,
+		 ReturnSetInfo *rsinfo)
+{
+	ParamListInfo params = makeParamList(args->n);
+	SPIExecuteOptions options = {0};
+	DestReceiver *dest = CreateTuplestoreDestReceiver();
+	int			rc;
+
+	for (int i = 0; i < args->n; i++)
+	{
+		params->params[i].value = args->values[i];
+		params->params[i].isnull = args->nulls[i] == 'n';
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype = argtypes[i];
+	}
+	SetTuplestoreDestReceiverParams(dest, rsinfo->setResult,
+									rsinfo->econtext->ecxt_per_query_memory,
+									true, NULL, NULL);
+	options.params = params;
+	options.read_only = latest;
+	options.dest = dest;
+	if (latest)
+		PushActiveSnapshot(GetLatestSnapshot());
+	rc = plan ? SPI_execute_plan_extended(plan, &options) : SPI_execute_extended(sql, &options);
+	if (rc < 0)
+		elog(ERROR, "could not execute query: %s", SPI_result_code_string(rc));
+	if (latest)
+		PopActiveSnapshot();
+}
+
+/* ----------
+ * The extension itself
+ * ----------
+ */
+
+/* The extension's OID, InvalidOid if there is none; and its version */
+static Oid
+find_extension(char **version)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			oid = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("tasksched"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
+										 RelationGetDescr(rel), &isnull);
+
+		oid = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
+		if (!isnull)
+			*version = TextDatumGetCString(datum);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return oid;
+}
+
+Oid
+tasksched_store_extension(void)
+{
+	char	   *version = NULL;
+
+	return find_extension(&version);
+}
+
+/* Raise an error unless the extension is there, in the library's version */
+void
+tasksched_store_check_extension(void)
+{
+	char	   *version = NULL;
+
+	if (!OidIsValid(find_extension(&version)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" does not exist", "tasksched"),
+				 errhint("Use CREATE EXTENSION tasksched in this database.")));
+	if (strcmp(version, TASKSCHED_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("version %s of the tasksched library does not fit version %s of the extension",
+						TASKSCHED_VERSION, version),
+				 errhint("Run ALTER EXTENSION tasksched UPDATE in this database, or restart the server if a newer library was installed.")));
+	pfree(version);
+}
+
+static Oid
+schema_oid(void)
+{
+	return get_namespace_oid(TASKSCHED_SCHEMA, false);
+}
+
+Oid
+tasksched_type_oid(const char *name)
+{
+	Oid			oid = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+									  CStringGetDatum(name), ObjectIdGetDatum(schema_oid()));
+
+	if (!OidIsValid(oid))
+		elog(ERROR, "type tasksched.%s does not exist", name);
+	return oid;
+}
+
+/* An admin is who may execute adopt_tasks(): see grant_admin() */
+bool
+tasksched_caller_is_admin(void)
+{
+	oidvector  *noargs = buildoidvector(NULL, 0);
+	Oid			function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+										   CStringGetDatum("adopt_tasks"),
+										   PointerGetDatum(noargs),
+										   ObjectIdGetDatum(schema_oid()));
+
+	return OidIsValid(function) &&
+		pg_proc_aclcheck(function, GetUserId(), ACL_EXECUTE) == ACLCHECK_OK;
+}
+
+static const char *const status_names[] = {
+	"scheduled", "active", "complete", "failed", "cancelled"
+};
+
+Datum
+tasksched_status_datum(TaskStatus status)
+{
+	return GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid,
+						   ObjectIdGetDatum(tasksched_type_oid("task_status")),
+						   CStringGetDatum(status_names[status]));
+}
+
+TaskStatus
+tasksched_status_from_datum(Datum status)
+{
+	HeapTuple	tuple = SearchSysCache1(ENUMOID, status);
+	TaskStatus	found = STATUS_NONE;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for enum %u", DatumGetObjectId(status));
+	for (int i = 0; i < lengthof(status_names); i++)
+	{
+		if (namestrcmp(&((Form_pg_enum) GETSTRUCT(tuple))->enumlabel, status_names[i]) == 0)
+			found = i;
+	}
+	ReleaseSysCache(tuple);
+	return found;
+}
+
+/* This installation's identity, which never changes while the sequence exists */
+int64
+tasksched_store_installation(void)
+{
+	static Oid	cached_relid = InvalidOid;
+	static int64 cached;
+	Oid			relid = get_relname_relid("installation", schema_oid());
+
+	if (relid != cached_relid)
+	{
+		Args		args = {0};
+		Entered		saved;
+
+		enter(&saved);
+		if (run(Q_INSTALLATION, &args) != 1)
+			elog(ERROR, "sequence tasksched.installation is empty");
+		cached = DatumGetInt64(result(0, 1, NULL));
+		leave(&saved);
+		cached_relid = relid;
+	}
+	return cached;
+}
+
+void
+tasksched_store_set_installation(void)
+{
+	Args		args = {0};
+	uint64		id;
+
+	if (!pg_strong_random(&id, sizeof(id)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	add_arg(&args, Int64GetDatum((int64) (id >> 2) + 1));
+	(void) execute(Q_SET_INSTALLATION, &args);
+}
+
+/* ----------
+ * Actions
+ * ----------
+ */
+
+/* Look up an action; the results are in the caller's memory context */
+bool
+tasksched_store_find_action(const char *action, char **function, Oid *function_owner)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Args		args = {0};
+	Entered		saved;
+	bool		found;
+
+	enter(&saved);
+	add_text(&args, action);
+	found = run(Q_FIND_ACTION, &args) == 1;
+	if (found)
+	{
+		*function = MemoryContextStrdup(cxt, TextDatumGetCString(result(0, 1, NULL)));
+		*function_owner = DatumGetObjectId(result(0, 2, NULL));
+	}
+	leave(&saved);
+	return found;
+}
+
+void
+tasksched_store_register_action(const char *action, const char *function, Oid function_owner)
+{
+	Args		args = {0};
+
+	add_text(&args, action);
+	add_text(&args, function);
+	add_arg(&args, ObjectIdGetDatum(function_owner));
+	add_arg(&args, ObjectIdGetDatum(GetUserId()));
+	add_time(&args, GetCurrentTimestamp());
+	(void) execute(Q_REGISTER_ACTION, &args);
+	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
+}
+
+bool
+tasksched_store_unregister_action(const char *action)
+{
+	Args		args = {0};
+
+	add_text(&args, action);
+	return execute(Q_UNREGISTER_ACTION, &args) > 0;
+}
+
+/* ----------
+ * The API: tasks as their owners and admins see and change them
+ * ----------
+ */
+
+/* Store a task of the current user */
+void
+tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz run_at,
+							const char *resource_id, Jsonb *params, TimestampTz now)
+{
+	Args		args = {0};
+
+	add_pointer(&args, id);
+	add_text(&args, action);
+	add_time(&args, run_at);
+	add_text(&args, resource_id);
+	add_pointer(&args, params);
+	add_arg(&args, ObjectIdGetDatum(GetUserId()));
+	add_time(&args, now);
+	add_arg(&args, Int64GetDatum(tasksched_store_installation()));
+	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	(void) execute(Q_INSERT, &args);
+	tasksched_wake_at_commit(WAKE_DUE, run_at);
+}
+
+/*
+ * Look at a task before it is changed; false if the caller may not see it.
+ * With "latest", under a snapshot of this very moment.
+ */
+bool
+tasksched_store_lookup(const pg_uuid_t *id, bool latest, TaskLookup *lookup)
+{
+	Args		args = {0};
+	Entered		saved;
+	bool		admin = tasksched_caller_is_admin();
+	bool		found;
+	int			rc;
+
+	enter(&saved);
+	add_caller(&args, &saved, admin);
+	add_pointer(&args, id);
+	rc = SPI_execute_snapshot(prepared(Q_LOOKUP), args.values, args.nulls,
+							  latest ? GetLatestSnapshot() : InvalidSnapshot, InvalidSnapshot,
+							  latest, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(rc));
+	found = SPI_processed == 1;
+	if (found)
+	{
+		lookup->status = tasksched_status_from_datum(result(0, 1, NULL));
+		lookup->run_at = DatumGetTimestampTz(result(0, 2, NULL));
+		lookup->launch = DatumGetInt32(result(0, 3, NULL));
+		lookup->own_write =
+			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(result(0, 4, NULL)));
+	}
+	leave(&saved);
+	return found;
+}
+
+/*
+ * The next functions change a task that the caller has looked up; they return
+ * false if it has changed its status meanwhile.
+ */
+
+bool
+tasksched_store_update_scheduled(const pg_uuid_t *id, const Outcome *change)
+{
+	Args		args = {0};
+
+	add_pointer(&args, id);
+	add_time(&args, change->run_at);
+	add_pointer(&args, change->result);
+	add_text(&args, change->error);
+	add_time(&args, GetCurrentTimestamp());
+	return execute(Q_UPDATE_SCHEDULED, &args) > 0;
+}
+
+bool
+tasksched_store_delete(const pg_uuid_t *id)
+{
+	Args		args = {0};
+
+	add_pointer(&args, id);
+	tasksched_tell_waiters_at_commit(id);
+	return execute(Q_DELETE_LIVE, &args) > 0 || execute(Q_DELETE_FINISHED, &args) > 0;
+}
+
+/* Move a task to the finished ones */
+static bool
+to_finished(const pg_uuid_t *id, const int32 *launch, const Outcome *outcome, int crashes)
+{
+	Args		args = {0};
+
+	add_pointer(&args, id);
+	add_int4_or_null(&args, launch);
+	add_text(&args, status_names[outcome->status]);
+	add_pointer(&args, outcome->result);
+	add_text(&args, outcome->error);
+	add_pointer(&args, outcome->error_details);
+	add_arg(&args, Int32GetDatum(crashes));
+	add_time(&args, GetCurrentTimestamp());
+	if (execute(Q_TO_FINISHED, &args) == 0)
+		return false;
+	tasksched_tell_waiters_at_commit(id);
+	return true;
+}
+
+bool
+tasksched_store_cancel(const pg_uuid_t *id)
+{
+	Outcome		cancelled = {.status = STATUS_CANCELLED};
+
+	return to_finished(id, NULL, &cancelled, 0);
+}
+
+bool
+tasksched_store_retry(const pg_uuid_t *id)
+{
+	Args		args = {0};
+	TimestampTz now = GetCurrentTimestamp();
+
+	add_pointer(&args, id);
+	add_time(&args, now);
+	add_arg(&args, Int64GetDatum(tasksched_store_installation()));
+	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	if (execute(Q_TO_LIVE, &args) == 0)
+		return false;
+	tasksched_wake_at_commit(WAKE_DUE, now);
+	return true;
+}
+
+int64
+tasksched_store_adopt(void)
+{
+	Args		args = {0};
+
+	add_arg(&args, Int64GetDatum(tasksched_store_installation()));
+	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	add_time(&args, GetCurrentTimestamp());
+	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
+	return (int64) execute(Q_ADOPT, &args);
+}
+
+void
+tasksched_store_set_paused(bool paused)
+{
+	Args		args = {0};
+
+	add_arg(&args, BoolGetDatum(paused));
+	(void) execute(Q_SET_PAUSED, &args);
+	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
+}
+
+bool
+tasksched_store_get_paused(void)
+{
+	Args		args = {0};
+	Entered		saved;
+	bool		paused;
+
+	enter(&saved);
+	paused = run(Q_GET_PAUSED, &args) == 1 && DatumGetBool(result(0, 1, NULL));
+	leave(&saved);
+	return paused;
+}
+
+void
+tasksched_store_get_task(const pg_uuid_t *id, bool latest, ReturnSetInfo *rsinfo)
+{
+	Args		args = {0};
+	Entered		saved;
+	bool		admin = tasksched_caller_is_admin();
+
+	enter(&saved);
+	add_caller(&args, &saved, admin);
+	add_pointer(&args, id);
+	run_into(NULL, prepared(Q_GET_TASK), &args, queries[Q_GET_TASK].argtypes, latest, rsinfo);
+	leave(&saved);
+}
+
+void
+tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType *statuses,
+						  const TimestampTz *max_timestamp, const int32 *max_rows,
+						  ReturnSetInfo *rsinfo)
+{
+	const Oid	argtypes[] = {BOOLOID, OIDOID, TEXTARRAYOID, TEXTOID,
+		get_array_type(tasksched_type_oid("task_status")), TIMESTAMPTZOID, INT4OID};
+	Args		args = {0};
+	Entered		saved;
+	bool		admin = tasksched_caller_is_admin();
+
+	enter(&saved);
+	set_guc("enable_seqscan", "on");	/* planned for this call alone */
+	add_caller(&args, &saved, admin);
+	add_pointer(&args, actions);
+	add_text(&args, resource_id);
+	add_pointer(&args, statuses);
+	add_time(&args, max_timestamp ? *max_timestamp : DT_NOEND);
+	add_int4_or_null(&args, max_rows);
+	run_into(get_tasks_sql, NULL, &args, argtypes, false, rsinfo);
+	leave(&saved);
+}
+
+/* ----------
+ * The scheduler
+ * ----------
+ */
+
+/* The priorities that scheduled tasks have, ascending */
+int
+tasksched_store_priorities(int16 **priorities)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Args		args = {0};
+	Entered		saved;
+	int			n;
+
+	enter(&saved);
+	n = (int) run(Q_PRIORITIES, &args);
+	*priorities = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(int16));
+	for (int i = 0; i < n; i++)
+		(*priorities)[i] = DatumGetInt16(result(i, 1, NULL));
+	leave(&saved);
+	return n;
+}
+
+/* The next scheduled tasks of a priority after a place in its queue */
+int
+tasksched_store_peek(int16 priority, TimestampTz after_run_at, const pg_uuid_t *after_id,
+					 TimestampTz horizon, int limit, Candidate *candidates)
+{
+	Args		args = {0};
+	int64		installation = tasksched_store_installation();
+	Entered		saved;
+	int			n;
+
+	enter(&saved);
+	add_arg(&args, Int16GetDatum(priority));
+	add_arg(&args, TimestampTzGetDatum(after_run_at));
+	add_pointer(&args, after_id);
+	add_arg(&args, TimestampTzGetDatum(horizon));
+	add_arg(&args, Int64GetDatum(limit));
+	add_arg(&args, Int64GetDatum(installation));
+	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	n = (int) run(Q_PEEK, &args);
+	for (int i = 0; i < n; i++)
+	{
+		Candidate  *c = &candidates[i];
+
+		c->id = *DatumGetUUIDP(result(i, 1, NULL));
+		c->run_at = DatumGetTimestampTz(result(i, 2, NULL));
+		c->owner = DatumGetObjectId(result(i, 3, NULL));
+		strlcpy(c->action, TextDatumGetCString(result(i, 4, NULL)), NAMEDATALEN);
+		c->foreign = DatumGetBool(result(i, 5, NULL));
+	}
+	leave(&saved);
+	return n;
+}
+
+/* The earliest due time of a priority after some time; DT_NOEND if there is none */
+TimestampTz
+tasksched_store_next_due(int16 priority, TimestampTz after)
+{
+	Args		args = {0};
+	Entered		saved;
+	TimestampTz next = DT_NOEND;
+
+	enter(&saved);
+	add_arg(&args, Int16GetDatum(priority));
+	add_arg(&args, TimestampTzGetDatum(after));
+	if (run(Q_NEXT_DUE, &args) == 1)
+		next = DatumGetTimestampTz(result(0, 1, NULL));
+	leave(&saved);
+	return next;
+}
+
+static ArrayType *
+uuid_array(const pg_uuid_t *ids, int n, Size stride)
+{
+	Datum	   *elems = palloc(Max(n, 1) * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		elems[i] = UUIDPGetDatum((const pg_uuid_t *) ((const char *) ids + i * stride));
+	return construct_array(elems, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+}
+
+/* Copy (id, launch) rows */
+static void
+copy_refs(TaskRef *refs, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		refs[i].id = *DatumGetUUIDP(result(i, 1, NULL));
+		refs[i].launch = DatumGetInt32(result(i, 2, NULL));
+	}
+}
+
+/*
+ * Claim those of the tasks that are still due and that nobody holds: status
+ * active, the next launch.
+ */
+int
+tasksched_store_claim(const pg_uuid_t *ids, int n, TaskRef *claimed)
+{
+	Args		args = {0};
+	Entered		saved;
+
+	enter(&saved);
+	add_pointer(&args, uuid_array(ids, n, sizeof(pg_uuid_t)));
+	add_time(&args, GetCurrentTimestamp());
+	n = (int) run(Q_CLAIM, &args);
+	copy_refs(claimed, n);
+	leave(&saved);
+	return n;
+}
+
+/* The task has crashed as often as it may */
+static void
+fail_crashed(const pg_uuid_t *id, int crashes)
+{
+	Outcome		failed = {.status = STATUS_FAILED};
+	ErrorData	edata = {.sqlerrcode = ERRCODE_CRASH_SHUTDOWN};
+
+	failed.error = psprintf(ngettext("task crashed its worker process %d time",
+									 "task crashed its worker process %d times", crashes), crashes);
+	edata.hint = pstrdup("The server log says how the worker process ended.");
+	failed.error_details = tasksched_error_details(&edata);
+	(void) to_finished(id, NULL, &failed, 1);
+}
+
+/*
+ * Put back a task whose launch ended without an outcome, so that it is claimed
+ * again.  After a crash of the server (server_crashed), the claim may have been
+ * lost: then the row still stands as it did before.
+ */
+PutBack
+tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
+{
+	Args		args = {0};
+	Entered		saved;
+	TaskStatus	status;
+	int32		launch;
+	int			crashes;
+	int			setbacks;
+	bool		claimed;
+	bool		claim_lost;
+	bool		undo = end == END_NOT_BEGUN || end == END_STALE;
+	bool		crashed = end == END_CRASHED;
+
+	enter(&saved);
+	add_pointer(&args, &task->id);
+	if (run(Q_LOCK_LIVE, &args) == 0)
+	{
+		bool		locked = run(Q_LIVE_EXISTS, &args) > 0;
+
+		leave(&saved);
+		return locked ? PUT_BACK_LOCKED : PUT_BACK_DONE;
+	}
+	status = tasksched_status_from_datum(result(0, 1, NULL));
+	launch = DatumGetInt32(result(0, 2, NULL));
+	crashes = DatumGetInt32(result(0, 3, NULL));
+	setbacks = DatumGetInt32(result(0, 4, NULL));
+
+	claimed = status == STATUS_ACTIVE && launch == task->launch;
+	claim_lost = server_crashed && launch == task->launch - 1;
+	if (!claimed && !claim_lost)
+	{
+		/* it has an outcome, or passed on to another launch */
+		leave(&saved);
+		return PUT_BACK_DONE;
+	}
+
+	if (crashed && crashes + 1 >= tasksched_max_crashes)
+		fail_crashed(&task->id, crashes + 1);
+	else
+	{
+		args.n = 0;
+		add_pointer(&args, &task->id);
+		add_arg(&args, BoolGetDatum(undo));
+		if (end == END_NOT_BEGUN || end == END_BOOKKEEPING)
+			add_arg(&args, Int64GetDatum(tasksched_setback_delay(setbacks + 1)));
+		else
+			add_pointer(&args, NULL);
+		add_arg(&args, Int32GetDatum(crashed ? 1 : 0));
+		add_time(&args, GetCurrentTimestamp());
+		add_arg(&args, BoolGetDatum(undo || status == STATUS_SCHEDULED));
+		(void) run(Q_PUT_BACK, &args);
+		tasksched_wake_at_commit(WAKE_DUE, DatumGetTimestampTz(result(0, 1, NULL)));
+	}
+	leave(&saved);
+	return PUT_BACK_DONE;
+}
+
+/* The active tasks of this installation */
+int
+tasksched_store_active(TaskRef **tasks)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Args		args = {0};
+	int64		installation = tasksched_store_installation();
+	Entered		saved;
+	int			n;
+
+	enter(&saved);
+	add_arg(&args, Int64GetDatum(installation));
+	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	n = (int) run(Q_ACTIVE, &args);
+	*tasks = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(TaskRef));
+	copy_refs(*tasks, n);
+	leave(&saved);
+	return n;
+}
+
+/* Which of these launches no longer hold their tasks */
+int
+tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded)
+{
+	Args		args = {0};
+	Entered		saved;
+	Datum	   *launches = palloc(Max(n, 1) * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		launches[i] = Int32GetDatum(tasks[i].launch);
+	enter(&saved);
+	add_pointer(&args, uuid_array(&tasks->id, n, sizeof(TaskRef)));
+	add_pointer(&args, construct_array(launches, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	n = (int) run(Q_SUPERSEDED, &args);
+	copy_refs(superseded, n);
+	leave(&saved);
+	return n;
+}
+
+/* The tasks that have seen no update for longer than tasksched.stuck_after */
+int
+tasksched_store_stuck(pg_uuid_t **ids, char ***actions)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Args		args = {0};
+	Entered		saved;
+	int			n;
+
+	enter(&saved);
+	add_time(&args, GetCurrentTimestamp() - tasksched_stuck_after * USECS_PER_SEC);
+	n = (int) run(Q_STUCK, &args);
+	*ids = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(pg_uuid_t));
+	*actions = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(char *));
+	for (int i = 0; i < n; i++)
+	{
+		(*ids)[i] = *DatumGetUUIDP(result(i, 1, NULL));
+		(*actions)[i] = MemoryContextStrdup(cxt, TextDatumGetCString(result(i, 2, NULL)));
+	}
+	leave(&saved);
+	return n;
+}
+
+/* Delete finished tasks that are old enough, up to a limit; returns how many */
+int
+tasksched_store_purge(int limit)
+{
+	Args		args = {0};
+
+	if (tasksched_keep_finished_tasks < 0)
+		return 0;
+	add_time(&args, GetCurrentTimestamp() - tasksched_keep_finished_tasks * USECS_PER_SEC);
+	add_arg(&args, Int64GetDatum(limit));
+	return (int) execute(Q_PURGE, &args);
+}
+
+/* ----------
+ * The worker
+ * ----------
+ */
+
+/*
+ * Read the task of a launch, into the caller's memory context; false if the
+ * launch no longer holds it.
+ */
+bool
+tasksched_store_read(const TaskRef *task, TaskRow *row)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Args		args = {0};
+	Entered		saved;
+	bool		found;
+
+	enter(&saved);
+	add_pointer(&args, &task->id);
+	add_arg(&args, Int32GetDatum(task->launch));
+	found = run(Q_READ, &args) == 1;
+	if (found)
+	{
+		TupleDesc	desc = lookup_rowtype_tupdesc_copy(tasksched_type_oid("task"), -1);
+		int			n = SPI_tuptable->tupdesc->natts;
+		Datum	   *values = palloc(n * sizeof(Datum));
+		bool	   *nulls = palloc(n * sizeof(bool));
+		MemoryContext old;
+
+		heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values, nulls);
+		strlcpy(row->action, TextDatumGetCString(values[1]), NAMEDATALEN);
+		row->first_launch = DatumGetBool(values[n - 1]);
+
+		/* nothing of it may point into a table that changes meanwhile */
+		old = MemoryContextSwitchTo(cxt);
+		row->params_null = nulls[5];
+		row->params = nulls[5] ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM_COPY(values[5]));
+		row->task = heap_copy_tuple_as_datum(heap_form_tuple(desc, values, nulls), desc);
+		MemoryContextSwitchTo(old);
+	}
+	leave(&saved);
+	return found;
+}
+
+/*
+ * At a COMMIT inside a procedure: store what was staged so far.  Even with
+ * nothing to store it locks the row, checks the fence and moves updated_at.
+ */
+bool
+tasksched_store_checkpoint(const TaskRef *task, const Outcome *change)
+{
+	Args		args = {0};
+
+	add_pointer(&args, &task->id);
+	add_arg(&args, Int32GetDatum(task->launch));
+	add_pointer(&args, change->result);
+	add_text(&args, change->error);
+	add_time(&args, GetCurrentTimestamp());
+	return execute(Q_CHECKPOINT, &args) > 0;
+}
+
+static bool
+store_stage(const TaskRef *task, const Outcome *outcome)
+{
+	Args		args = {0};
+	TimestampTz now = GetCurrentTimestamp();
+	bool		proceed = outcome->status == STATUS_ACTIVE;
+	TimestampTz run_at = outcome->run_at;
+
+	if (!proceed && (run_at == DT_NOEND || run_at < now))
+		run_at = now;
+	add_pointer(&args, &task->id);
+	add_arg(&args, Int32GetDatum(task->launch));
+	add_arg(&args, BoolGetDatum(proceed));
+	add_time(&args, run_at);
+	add_pointer(&args, outcome->result);
+	add_text(&args, outcome->error);
+	add_time(&args, now);
+	if (execute(Q_STAGE, &args) == 0)
+		return false;
+	if (!proceed)
+		tasksched_wake_at_commit(WAKE_DUE, run_at);
+	return true;
+}
+
+/* Store the outcome of a launch; false if the launch no longer holds the task */
+bool
+tasksched_store_finish(const TaskRef *task, const Outcome *outcome)
+{
+	switch (outcome->status)
+	{
+		case STATUS_SCHEDULED:
+		case STATUS_ACTIVE:
+			return store_stage(task, outcome);
+		case STATUS_COMPLETE:
+		case STATUS_FAILED:
+			return to_finished(&task->id, &task->launch, outcome, 0);
+		default:
+			elog(ERROR, "unexpected outcome %d", (int) outcome->status);
+			return false;
+	}
+}

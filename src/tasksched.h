@@ -1,0 +1,426 @@
+/*
+ * tasksched.h
+ *	  Shared declarations of tasksched, one section for each file of src/.
+ */
+#ifndef TASKSCHED_H
+#define TASKSCHED_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "fmgr.h"
+#include "nodes/execnodes.h"
+#include "port/atomics.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+#define TASKSCHED_SCHEMA "tasksched"
+
+/* The longest name of an action, in bytes */
+#define TASKSCHED_MAX_ACTION_LEN (NAMEDATALEN - 1)
+
+/* One launch of one task: the fence that keeps late writers out */
+typedef struct TaskRef
+{
+	pg_uuid_t	id;
+	int32		launch;
+} TaskRef;
+
+/* What a reason to look at the tasks asks of the scheduler (bits) */
+#define WAKE_DUE		0x01	/* a task may be due: see the wake's run_at */
+#define WAKE_CHECK		0x02	/* a running task may have been cancelled */
+#define WAKE_SCAN		0x04	/* anything may have changed: reconcile */
+
+/* ----------
+ * tasksched.c: settings, hooks, what happens at a commit
+ * ----------
+ */
+extern bool tasksched_enabled;
+extern int	tasksched_max_running_tasks;
+extern int	tasksched_reconcile_interval;		/* ms */
+extern int	tasksched_keep_finished_tasks;		/* s, -1 = for ever */
+extern int	tasksched_stuck_after;				/* s */
+extern int	tasksched_worker_idle_timeout;		/* ms */
+extern int	tasksched_scheduler_idle_timeout;	/* s */
+extern int	tasksched_max_crashes;
+
+extern bool tasksched_preloaded(void);
+extern void tasksched_wake_at_commit(int flags, TimestampTz run_at);
+extern void tasksched_wake_at_end(int flags, TimestampTz run_at);
+extern void tasksched_tell_waiters_at_commit(const pg_uuid_t *id);
+
+/* ----------
+ * shmem.c: databases, worker slots, waiters and the crash board
+ * ----------
+ */
+
+/*
+ * Slots of workers.  State changes:
+ *
+ *	FREE -> STARTING	scheduler: reserved, then registered
+ *	STARTING -> IDLE	worker: attached
+ *	IDLE -> READY		scheduler: claimed a task and handed it over
+ *	READY -> RUNNING	worker: is about to call the action
+ *	READY -> IDLE		worker: the task was superseded before it began
+ *	RUNNING -> READY	worker: the next launch of the same task (proceed)
+ *	RUNNING -> IDLE		worker: the outcome is committed
+ *	READY, RUNNING -> DEAD	worker: exits without an outcome; says why in 'end'
+ *	STARTING, IDLE -> FREE	worker exits, or never came
+ *	DEAD -> FREE		scheduler: has put the task back
+ */
+typedef enum SlotState
+{
+	SLOT_FREE = 0,
+	SLOT_STARTING,
+	SLOT_IDLE,
+	SLOT_READY,
+	SLOT_RUNNING,
+	SLOT_DEAD
+} SlotState;
+
+/* Why a worker ended without an outcome */
+typedef enum SlotEnd
+{
+	END_NOT_BEGUN,				/* before the action: the claim is undone */
+	END_STALE,					/* likewise, because the worker was outdated */
+	END_TERMINATED,				/* by SIGTERM: resumed, nothing is counted */
+	END_BOOKKEEPING,			/* the outcome could not be stored */
+	END_CRASHED					/* by itself: counts a crash */
+} SlotEnd;
+
+#define PROGRESS_NOTE_LEN 128
+
+/*
+ * Every field is protected by the LWLock.  The worker named by pid alone moves
+ * a slot on from IDLE (but for IDLE -> READY), READY and RUNNING.
+ */
+typedef struct TaskSlot
+{
+	SlotState	state;
+	uint32		generation;		/* counts reservations: a late worker finds out */
+	Oid			dboid;
+	Oid			owner;
+	int			pid;			/* 0 until attached */
+	Latch	   *latch;			/* the worker's, NULL until attached */
+	bool		quit;			/* the worker shall exit when it is idle */
+	TimestampTz since;			/* start of the current state */
+
+	/* valid in READY, RUNNING, DEAD */
+	TaskRef		task;
+	char		action[NAMEDATALEN];
+	SlotEnd		end;			/* in DEAD */
+
+	/* valid in RUNNING */
+	bool		has_progress;
+	int64		done;			/* -1 = not reported, likewise total */
+	int64		total;
+	char		note[PROGRESS_NOTE_LEN];
+} TaskSlot;
+
+/* A launch that crashed the server, until its scheduler has counted it */
+typedef struct Suspect
+{
+	Oid			dboid;
+	TaskRef		task;
+} Suspect;
+
+#define MAX_FAILING_OWNERS 8
+#define LAST_ERROR_LEN 256
+
+/*
+ * A database that has the extension.  Written under the exclusive lock, but
+ * for the two atomics, for which the shared lock does.
+ */
+typedef struct TaskDatabase
+{
+	Oid			dboid;			/* InvalidOid = unused entry */
+	int			pid;			/* of the scheduler, 0 = none */
+	Latch	   *latch;			/* likewise */
+	bool		yield;			/* the launcher wants the scheduler's place */
+	bool		known;			/* the extension has been seen */
+	bool		clean_exit;		/* the last scheduler ended on its own accord */
+
+	pg_atomic_uint32 wake;		/* WAKE_* bits not yet seen by the scheduler */
+	pg_atomic_uint64 wake_run_at;	/* earliest due time that came with them */
+
+	/* what the scheduler tells: the launcher and the view status read it */
+	TimestampTz next_due;		/* DT_NOEND = no task is scheduled */
+	TimestampTz last_scan;		/* 0 = none yet */
+	bool		paused;
+	bool		no_slot;		/* a due task waits for a background worker */
+	Oid			failing_owners[MAX_FAILING_OWNERS]; /* whose workers can't start */
+	char		last_error[LAST_ERROR_LEN];
+} TaskDatabase;
+
+extern void tasksched_shmem_init(void);
+extern int	tasksched_slot_count(void);
+
+extern void tasksched_launcher_attach(void);
+extern bool tasksched_launcher_take_new_databases(void);
+extern void tasksched_launcher_wake(bool new_databases);
+
+extern void tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at);
+extern bool tasksched_database_attach(Oid dboid);
+extern int	tasksched_database_take_wake(TimestampTz *run_at);
+extern void tasksched_database_put_wake(int flags, TimestampTz run_at);
+extern bool tasksched_database_must_yield(void);
+extern void tasksched_database_set_known(void);
+extern void tasksched_database_set_clean_exit(void);
+extern void tasksched_database_set_yield(Oid dboid, bool yield);
+extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
+									  bool no_slot, const Oid *failing_owners);
+extern void tasksched_database_report_error(const char *message);
+extern bool tasksched_database_forget(Oid dboid, bool if_not_woken);
+extern TaskDatabase *tasksched_databases_copy(int *n);
+extern bool tasksched_database_copy(Oid dboid, TaskDatabase *copy);
+
+extern void tasksched_shortage_begin(void);
+extern bool tasksched_shortage(void);
+
+extern int	tasksched_slot_reserve(Oid owner, uint32 *generation);
+extern void tasksched_slot_release(int slot, uint32 generation);
+extern bool tasksched_slot_assign(int slot, uint32 generation, const TaskRef *task, const char *action);
+extern void tasksched_slot_reaped(int slot);
+extern bool tasksched_slot_interrupt(int slot, const TaskRef *task, int signo);
+extern void tasksched_slots_quit(Oid dboid, Oid owner, bool terminate);
+extern void tasksched_slot_quit(int slot);
+extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
+
+extern bool tasksched_slot_attach(int slot, uint32 generation);
+extern bool tasksched_slot_take(TaskRef *task, bool *quit);
+extern void tasksched_slot_begin(const TaskRef *task);
+extern void tasksched_slot_proceed(const TaskRef *next);
+extern void tasksched_slot_settle(bool last);
+extern bool tasksched_slot_leave(void);
+extern void tasksched_slot_end(SlotEnd end);
+extern bool tasksched_slot_progress(const int64 *done, const int64 *total, const char *note);
+
+extern Suspect *tasksched_suspects_copy(Oid dboid, int *n);
+extern void tasksched_suspect_forget(const Suspect *suspect);
+
+extern uint64 tasksched_waiters_bit(const pg_uuid_t *id);
+extern void tasksched_waiters_tell(uint64 bits);
+extern void tasksched_waiters_prepare(const pg_uuid_t *id);
+extern bool tasksched_waiters_sleep(const pg_uuid_t *id, long timeout_ms);
+extern void tasksched_waiters_leave(void);
+
+/* ----------
+ * launcher.c, scheduler.c, worker.c: the processes
+ * ----------
+ */
+
+/* What the launcher tells a scheduler it starts (bgw_extra) */
+typedef struct SchedulerArgs
+{
+	Oid			dboid;
+} SchedulerArgs;
+
+/* What a scheduler tells a worker it starts (bgw_extra) */
+typedef struct WorkerArgs
+{
+	Oid			dboid;
+	Oid			owner;
+	bool		superuser;		/* the owner's rolsuper, read again once connected */
+	int			slot;
+	uint32		generation;
+} WorkerArgs;
+
+extern void tasksched_launcher_register(void);
+extern PGDLLEXPORT void tasksched_launcher_main(Datum arg);
+extern PGDLLEXPORT void tasksched_scheduler_main(Datum arg);
+extern PGDLLEXPORT void tasksched_worker_main(Datum arg);
+
+/* ----------
+ * action.c: from the text of a signature to a call and its outcome
+ * ----------
+ */
+typedef enum ActionArgs
+{
+	ARGS_NONE,
+	ARGS_PARAMS,
+	ARGS_TASK,
+	ARGS_TASK_FIRST_LAUNCH
+} ActionArgs;
+
+typedef enum ActionResult
+{
+	RESULT_VOID,
+	RESULT_JSONB,
+	RESULT_OUTCOME
+} ActionResult;
+
+/* A function or procedure that can serve as an action */
+typedef struct Action
+{
+	Oid			function;
+	Oid			function_owner;
+	bool		is_procedure;
+	bool		strict;
+	ActionArgs	args;
+	ActionResult result;
+} Action;
+
+/* Status of a task, in the order of the SQL type */
+typedef enum TaskStatus
+{
+	STATUS_NONE = -1,
+	STATUS_SCHEDULED,
+	STATUS_ACTIVE,
+	STATUS_COMPLETE,
+	STATUS_FAILED,
+	STATUS_CANCELLED
+} TaskStatus;
+
+/* What a launch comes to; NULL and DT_NOEND parts keep what is stored */
+typedef struct Outcome
+{
+	TaskStatus	status;			/* STATUS_NONE: nothing was said */
+	TimestampTz run_at;			/* with STATUS_SCHEDULED; DT_NOEND = not given */
+	Jsonb	   *result;
+	char	   *error;
+	Jsonb	   *error_details;
+} Outcome;
+
+extern const char *tasksched_action_unfit(Oid function, Action *action);
+extern Oid	tasksched_action_find(const char *name);
+extern void tasksched_action_check(Oid function, const char *name);
+extern char *tasksched_action_signature(Oid function);
+extern char *tasksched_action_blocked(const char *action, Oid *function);
+extern void tasksched_action_call(const Action *action, Datum task, Datum params, bool params_null,
+								  bool first_launch, Outcome *outcome, MemoryContext cxt);
+extern void tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt);
+extern Jsonb *tasksched_error_details(ErrorData *edata);
+
+/* ----------
+ * blocked.c: why a due task can't run
+ * ----------
+ */
+extern char *tasksched_task_blocked(const char *action, Oid owner, bool foreign);
+
+/* ----------
+ * store.c: the only SQL on our tables
+ * ----------
+ */
+
+/* A row as the callers of the API look at it before they change it */
+typedef struct TaskLookup
+{
+	TaskStatus	status;
+	TimestampTz run_at;
+	int32		launch;
+	bool		own_write;		/* written by the current transaction */
+} TaskLookup;
+
+/* A due (or soon due) task as the scheduler sees it */
+typedef struct Candidate
+{
+	pg_uuid_t	id;
+	TimestampTz run_at;
+	Oid			owner;
+	char		action[NAMEDATALEN];
+	bool		foreign;		/* belongs to another installation */
+} Candidate;
+
+/* A task as its worker reads it */
+typedef struct TaskRow
+{
+	Datum		task;			/* composite tasksched.task */
+	Datum		params;
+	bool		params_null;
+	bool		first_launch;
+	char		action[NAMEDATALEN];
+} TaskRow;
+
+/* What putting a task back came to */
+typedef enum PutBack
+{
+	PUT_BACK_DONE,				/* done, or there was nothing to put back */
+	PUT_BACK_LOCKED				/* somebody holds the row: try again later */
+} PutBack;
+
+extern void tasksched_begin(void);
+extern void tasksched_commit(void);
+extern void tasksched_store_check_extension(void);
+extern Oid	tasksched_store_extension(void);
+extern bool tasksched_caller_is_admin(void);
+extern Oid	tasksched_type_oid(const char *name);
+extern Datum tasksched_status_datum(TaskStatus status);
+extern TaskStatus tasksched_status_from_datum(Datum status);
+
+extern int64 tasksched_store_installation(void);
+extern void tasksched_store_set_installation(void);
+
+extern bool tasksched_store_find_action(const char *action, char **function, Oid *function_owner);
+extern void tasksched_store_register_action(const char *action, const char *function, Oid function_owner);
+extern bool tasksched_store_unregister_action(const char *action);
+
+extern void tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz run_at,
+										const char *resource_id, Jsonb *params, TimestampTz now);
+extern bool tasksched_store_lookup(const pg_uuid_t *id, bool latest, TaskLookup *lookup);
+extern bool tasksched_store_update_scheduled(const pg_uuid_t *id, const Outcome *change);
+extern bool tasksched_store_delete(const pg_uuid_t *id);
+extern bool tasksched_store_cancel(const pg_uuid_t *id);
+extern bool tasksched_store_retry(const pg_uuid_t *id);
+extern int64 tasksched_store_adopt(void);
+extern void tasksched_store_set_paused(bool paused);
+extern bool tasksched_store_get_paused(void);
+extern void tasksched_store_get_task(const pg_uuid_t *id, bool latest, ReturnSetInfo *rsinfo);
+extern void tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType *statuses,
+									  const TimestampTz *max_timestamp, const int32 *max_rows,
+									  ReturnSetInfo *rsinfo);
+
+extern int	tasksched_store_priorities(int16 **priorities);
+extern int	tasksched_store_peek(int16 priority, TimestampTz after_run_at, const pg_uuid_t *after_id,
+								 TimestampTz horizon, int limit, Candidate *candidates);
+extern TimestampTz tasksched_store_next_due(int16 priority, TimestampTz after);
+extern int	tasksched_store_claim(const pg_uuid_t *ids, int n, TaskRef *claimed);
+extern PutBack tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed);
+extern int	tasksched_store_active(TaskRef **tasks);
+extern int	tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded);
+extern int	tasksched_store_stuck(pg_uuid_t **ids, char ***actions);
+extern int	tasksched_store_purge(int limit);
+
+extern bool tasksched_store_read(const TaskRef *task, TaskRow *row);
+extern bool tasksched_store_checkpoint(const TaskRef *task, const Outcome *change);
+extern bool tasksched_store_finish(const TaskRef *task, const Outcome *outcome);
+
+/* ----------
+ * worker.c: the task that this process runs
+ * ----------
+ */
+extern bool tasksched_in_action(void);
+extern bool tasksched_is_current_task(const pg_uuid_t *id);
+extern void tasksched_stage_current_task(const Outcome *change);
+extern Datum tasksched_current_task_datum(void);
+
+/* ----------
+ * admin.c, views.c: operation
+ * ----------
+ */
+extern void tasksched_check_action_name(const char *action);
+extern void tasksched_warn_if_not_preloaded(void);
+extern bool tasksched_role_visible(Oid owner);
+
+/* ----------
+ * owner.c: the SQL type task_owner
+ * ----------
+ */
+extern bool tasksched_role_exists(Oid role);
+extern Datum tasksched_owner_oid(PG_FUNCTION_ARGS);
+
+/* ----------
+ * uuid.c
+ * ----------
+ */
+extern void tasksched_uuid_generate(pg_uuid_t *uuid);
+extern char *tasksched_uuid_out(const pg_uuid_t *uuid);
+
+/* ----------
+ * schedule.c: when something runs next
+ * ----------
+ */
+extern int64 tasksched_setback_delay(int setbacks);	/* us */
+
+#endif							/* TASKSCHED_H */

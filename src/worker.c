@@ -1,0 +1,693 @@
+/*
+ * worker.c
+ *	  The worker: connects as the owner of tasks and runs them, one after the
+ *	  other.
+ *
+ * A launch takes two transactions.  The first reads the row; so a running
+ * action holds no lock on our tables.  The second is the action's own, and the
+ * outcome is written in it, at its very end: in a callback right before the
+ * commit, after deferred triggers and whatever else of the user's might fail.
+ * That write is conditional on the fence (id, launch) and status active; if the
+ * task was cancelled, deleted or superseded, it raises an error, which takes
+ * all effects of the action with it.  A procedure that commits on its way
+ * passes the same callback each time.
+ *
+ * What an action stages by update_task() for its own task is kept here, in a
+ * stack with an entry for each subtransaction that changed something, until
+ * the callback stores it: the row must not be locked while a user's code runs.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/parallel.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_db_role_setting.h"
+#include "commands/async.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "common/hashfn.h"
+#include "jit/jit.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/lock.h"
+#include "storage/sinval.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "tasksched.h"
+
+/* How long a new worker waits at least for its first task */
+#define FIRST_TASK_MS 5000
+
+/* Changes to its own task that an action has made by update_task() */
+typedef struct Staged
+{
+	SubTransactionId subid;
+	bool		scheduled;		/* the outcome, unless the action says otherwise */
+	TimestampTz run_at;			/* with scheduled; DT_NOEND = now */
+	bool		dirty;			/* result and error are not stored yet */
+	Jsonb	   *result;			/* NULL = as it was read */
+	char	   *error;
+	struct Staged *outer;
+} Staged;
+
+/* The launch that this worker is at */
+static struct
+{
+	bool		in_action;		/* the second transaction is under way */
+	bool		finishing;		/* the action has returned: store the outcome */
+	bool		superseded;		/* the fence has failed */
+	bool		bookkeeping;	/* in our own statements */
+	TaskRef		ref;
+	TaskRow		row;
+	Outcome		outcome;
+	Staged		committed;		/* as of the last commit */
+	Staged	   *staged;			/* since then, innermost subtransaction first */
+}			current;
+
+static MemoryContext launch_cxt;	/* reset after each launch */
+
+static WorkerArgs my_args;
+static volatile bool role_changed = false;
+static uint32 settings_at_start;
+
+/* ----------
+ * Staged changes
+ * ----------
+ */
+
+bool
+tasksched_in_action(void)
+{
+	return current.in_action;
+}
+
+bool
+tasksched_is_current_task(const pg_uuid_t *id)
+{
+	return current.in_action && memcmp(id, &current.ref.id, sizeof(pg_uuid_t)) == 0;
+}
+
+static Staged *
+staged_now(void)
+{
+	return current.staged ? current.staged : &current.committed;
+}
+
+/* The entry of the current subtransaction */
+static Staged *
+staged_entry(void)
+{
+	SubTransactionId subid = GetCurrentSubTransactionId();
+
+	if (current.staged == NULL || current.staged->subid != subid)
+	{
+		Staged	   *entry = MemoryContextAlloc(launch_cxt, sizeof(Staged));
+
+		*entry = *staged_now();
+		entry->subid = subid;
+		entry->outer = current.staged;
+		current.staged = entry;
+	}
+	return current.staged;
+}
+
+/* update_task() on the task whose action calls it */
+void
+tasksched_stage_current_task(const Outcome *change)
+{
+	Staged	   *entry = staged_entry();
+	MemoryContext old = MemoryContextSwitchTo(launch_cxt);
+
+	entry->dirty = true;
+	if (change->result != NULL)
+		entry->result = (Jsonb *) PG_DETOAST_DATUM_COPY(PointerGetDatum(change->result));
+	if (change->error != NULL)
+		entry->error = pstrdup(change->error);
+	if (change->status != STATUS_NONE)
+	{
+		entry->scheduled = change->status == STATUS_SCHEDULED;
+		entry->run_at = change->run_at;
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* The task as its action shall see it: as it was read, with what it staged */
+Datum
+tasksched_current_task_datum(void)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(current.row.task);
+	TupleDesc	desc = lookup_rowtype_tupdesc_copy(HeapTupleHeaderGetTypeId(header),
+												   HeapTupleHeaderGetTypMod(header));
+	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header), .t_data = header};
+	Datum	   *values = palloc(desc->natts * sizeof(Datum));
+	bool	   *nulls = palloc(desc->natts * sizeof(bool));
+	Staged	   *staged = staged_now();
+
+	heap_deform_tuple(&tuple, desc, values, nulls);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		const char *name = NameStr(TupleDescAttr(desc, i)->attname);
+
+		if (strcmp(name, "result") == 0 && staged->result != NULL)
+		{
+			values[i] = PointerGetDatum(staged->result);
+			nulls[i] = false;
+		}
+		else if (strcmp(name, "error") == 0 && staged->error != NULL)
+		{
+			values[i] = CStringGetTextDatum(staged->error);
+			nulls[i] = false;
+		}
+		else if (strcmp(name, "status") == 0 && staged->scheduled)
+			values[i] = ObjectIdGetDatum(tasksched_status_datum(STATUS_SCHEDULED));
+		else if (strcmp(name, "run_at") == 0 && staged->scheduled && staged->run_at != DT_NOEND)
+			values[i] = TimestampTzGetDatum(staged->run_at);
+	}
+	return heap_copy_tuple_as_datum(heap_form_tuple(desc, values, nulls), desc);
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId parentSubid, void *arg)
+{
+	Staged	   *entry = current.staged;
+
+	if (!current.in_action || entry == NULL || entry->subid != mySubid)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		current.staged = entry->outer;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		if (entry->outer != NULL && entry->outer->subid == parentSubid)
+			entry->outer = entry->outer->outer;
+		entry->subid = parentSubid;
+	}
+}
+
+/* ----------
+ * Storing the outcome
+ * ----------
+ */
+
+/*
+ * Right before a commit of the action's: store the outcome, or at a COMMIT
+ * inside a procedure what it staged so far.
+ */
+static void
+store_at_commit(void)
+{
+	Staged	   *staged = staged_now();
+	bool		read_only = XactReadOnly;
+	bool		held;
+
+	current.bookkeeping = true;
+	HOLD_CANCEL_INTERRUPTS();
+	XactReadOnly = false;		/* the role's setting is not meant for us */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (current.finishing)
+		held = tasksched_store_finish(&current.ref, &current.outcome);
+	else
+	{
+		Outcome		change = {.status = STATUS_NONE};
+
+		if (staged->dirty)
+		{
+			change.result = staged->result;
+			change.error = staged->error;
+		}
+		held = tasksched_store_checkpoint(&current.ref, &change);
+	}
+	PopActiveSnapshot();
+	XactReadOnly = read_only;
+	RESUME_CANCEL_INTERRUPTS();
+	current.bookkeeping = false;
+
+	if (!held)
+	{
+		current.superseded = true;
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("task %s was cancelled or deleted while its action ran",
+						tasksched_uuid_out(&current.ref.id)),
+				 errdetail("What the action did since its last commit is rolled back.")));
+	}
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (!current.in_action)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			store_at_commit();
+			break;
+		case XACT_EVENT_COMMIT:
+			current.committed = *staged_now();
+			current.committed.dirty = false;
+			current.staged = NULL;
+			break;
+		case XACT_EVENT_ABORT:
+			current.staged = NULL;
+			break;
+		default:
+			break;
+	}
+}
+
+/* ----------
+ * Running a task
+ * ----------
+ */
+
+/* The settings of the owner and the database, as a fingerprint */
+static uint32
+settings_fingerprint(void)
+{
+	const Oid	keys[][2] = {
+		{MyDatabaseId, my_args.owner},
+		{MyDatabaseId, InvalidOid},
+		{InvalidOid, my_args.owner},
+		{InvalidOid, InvalidOid}
+	};
+	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	uint32		hash = 0;
+
+	for (int i = 0; i < lengthof(keys); i++)
+	{
+		ScanKeyData key[2];
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&key[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(keys[i][0]));
+		ScanKeyInit(&key[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(keys[i][1]));
+		scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, key);
+		while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+			hash = hash_combine(hash, hash_combine(HeapTupleHeaderGetRawXmin(tuple->t_data), i + 1));
+		systable_endscan(scan);
+	}
+	table_close(rel, AccessShareLock);
+	return hash;
+}
+
+/* Has the owner changed in a way that a connected session does not follow? */
+static bool
+is_stale(void)
+{
+	return role_changed || settings_fingerprint() != settings_at_start;
+}
+
+/*
+ * Read the task and find its action; false if there is nothing to run.  If the
+ * launch can't begin, the process ends and the scheduler undoes the claim.
+ */
+static bool
+prepare_launch(Action *action)
+{
+	char	   *blocked = NULL;
+	bool		stale;
+	bool		found = false;
+	MemoryContext old;
+	Oid			function;
+
+	tasksched_begin();
+	stale = is_stale();
+	if (!stale)
+	{
+		old = MemoryContextSwitchTo(launch_cxt);
+		found = tasksched_store_read(&current.ref, &current.row);
+		if (found)
+			blocked = tasksched_action_blocked(current.row.action, &function);
+		if (found && blocked == NULL)
+			(void) tasksched_action_unfit(function, action);
+		MemoryContextSwitchTo(old);
+	}
+	tasksched_commit();
+
+	if (stale)
+		tasksched_slot_end(END_STALE);
+	else if (blocked != NULL)
+		ereport(LOG,
+				(errmsg("tasksched could not launch task %s: %s",
+						tasksched_uuid_out(&current.ref.id), blocked)));
+	if (stale || blocked != NULL)
+		proc_exit(0);
+	return found;
+}
+
+/* May a stage go on at once in this worker? */
+static bool
+may_proceed(void)
+{
+	TaskDatabase db;
+	TaskRef		ignored;
+	bool		quit;
+
+	(void) tasksched_slot_take(&ignored, &quit);
+	return tasksched_enabled && !quit && !ConfigReloadPending &&
+		tasksched_database_copy(MyDatabaseId, &db) && !db.paused;
+}
+
+/* What the launch comes to, from what the action returned and what it staged */
+static void
+decide_outcome(const Outcome *returned)
+{
+	Staged	   *staged = staged_now();
+
+	current.outcome = *returned;
+	if (returned->status == STATUS_NONE)
+	{
+		current.outcome.status = staged->scheduled ? STATUS_SCHEDULED : STATUS_COMPLETE;
+		current.outcome.run_at = staged->run_at;
+	}
+	if (current.outcome.status == STATUS_ACTIVE && !may_proceed())
+		current.outcome.status = STATUS_SCHEDULED;
+	if (staged->dirty)
+	{
+		if (current.outcome.result == NULL)
+			current.outcome.result = staged->result;
+		if (current.outcome.error == NULL)
+			current.outcome.error = staged->error;
+	}
+	current.finishing = true;
+}
+
+/* Call the action and commit, with the outcome */
+static void
+run_action(const Action *action)
+{
+	Outcome		returned;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	current.in_action = true;
+	tasksched_action_call(action, current.row.task, current.row.params, current.row.params_null,
+						  current.row.first_launch, &returned, launch_cxt);
+	decide_outcome(&returned);
+	CommitTransactionCommand();
+	current.in_action = false;
+}
+
+/* Clean up after an error, as PostgresMain() does */
+static ErrorData *
+recover(void)
+{
+	ErrorData  *edata;
+
+	HOLD_INTERRUPTS();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	EmitErrorReport();
+	MemoryContextSwitchTo(launch_cxt);
+	edata = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	PortalErrorCleanup();
+	jit_reset_after_error();
+	current.in_action = false;
+	RESUME_INTERRUPTS();
+	return edata;
+}
+
+/* The attempt has failed: store that in a transaction of its own */
+static void
+store_failure(ErrorData *edata)
+{
+	/* an error from here on is ours, and ends the process */
+	tasksched_slot_end(END_BOOKKEEPING);
+	HOLD_CANCEL_INTERRUPTS();
+	tasksched_begin();
+	memset(&current.outcome, 0, sizeof(Outcome));
+	current.outcome.status = STATUS_FAILED;
+	current.outcome.run_at = DT_NOEND;
+	current.outcome.error = edata->message;
+	current.outcome.error_details = tasksched_error_details(edata);
+	if (!tasksched_store_finish(&current.ref, &current.outcome))
+		current.superseded = true;
+	tasksched_commit();
+	RESUME_CANCEL_INTERRUPTS();
+}
+
+static void
+handle_error(void)
+{
+	ErrorData  *edata = recover();
+
+	if (current.superseded)
+		return;
+
+	/*
+	 * An error in our own statements does not fail the task, unless it is a
+	 * conflict between transactions, which may be the action's.
+	 */
+	if (current.bookkeeping &&
+		ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK)
+	{
+		tasksched_slot_end(END_BOOKKEEPING);
+		ereport(LOG,
+				(errmsg("tasksched could not store the outcome of task %s",
+						tasksched_uuid_out(&current.ref.id)),
+				 errdetail("The task will be launched again.")));
+		proc_exit(0);
+	}
+	store_failure(edata);
+}
+
+/* Show the task in pg_stat_activity, and as the STATEMENT of log messages */
+static void
+show_activity(void)
+{
+	char	   *text;
+
+	MemoryContextSwitchTo(launch_cxt);
+	text = psprintf("tasksched: %s %s", current.row.action, tasksched_uuid_out(&current.ref.id));
+	debug_query_string = text;
+	pgstat_report_activity(STATE_RUNNING, text);
+}
+
+/*
+ * Run one launch; returns true if the next launch of the same task, in
+ * current.ref, follows at once.
+ */
+static bool
+run_launch(void)
+{
+	Action		action;
+
+	if (!prepare_launch(&action))
+	{
+		tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
+		return false;
+	}
+
+	show_activity();
+	tasksched_slot_begin(&current.ref);
+	QueryCancelPending = false; /* it was meant for an earlier launch */
+	PG_TRY();
+	{
+		run_action(&action);
+	}
+	PG_CATCH();
+	{
+		handle_error();
+	}
+	PG_END_TRY();
+
+	if (!current.superseded && current.outcome.status == STATUS_ACTIVE)
+	{
+		current.ref.launch++;
+		tasksched_slot_proceed(&current.ref);
+		return true;
+	}
+	tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
+	return false;
+}
+
+/* Bring the session back to its initial state, as DISCARD ALL but for plans */
+static void
+reset_session(void)
+{
+	StartTransactionCommand();
+	PortalHashTableDeleteAll();
+	SetPGVariable("session_authorization", NIL, false);
+	SetPGVariable("role", NIL, false);
+	ResetAllOptions();
+	DropAllPreparedStatements();
+	Async_UnlistenAll();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetTempTableNamespace();
+	ResetSequenceCaches();
+	CommitTransactionCommand();
+}
+
+static void
+run_task(const TaskRef *task)
+{
+	bool		again;
+
+	memset(&current, 0, sizeof(current));
+	current.ref = *task;
+	do
+	{
+		TaskRef		ref = current.ref;
+
+		memset(&current, 0, sizeof(current));
+		current.ref = ref;
+		current.committed.run_at = DT_NOEND;
+		again = run_launch();
+		debug_query_string = NULL;
+		MemoryContextReset(launch_cxt);
+		reset_session();
+		(void) pgstat_report_stat(false);
+	} while (again);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+/* ----------
+ * The process
+ * ----------
+ */
+
+static void
+role_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	role_changed = true;
+}
+
+/*
+ * Connect to the database as the owner of the tasks, who may lack LOGIN.
+ *
+ * A background worker can't do that before PostgreSQL 17, and to connect as a
+ * superuser and switch would let the action switch back.  So do what a parallel
+ * worker does, whose identity is its leader's: set the identity first, and have
+ * the connection leave it alone.
+ */
+static void
+connect_as_owner(void)
+{
+	HeapTuple	tuple;
+	bool		ok;
+
+	InitializingParallelWorker = true;
+	SetAuthenticatedUserId(my_args.owner, my_args.superuser);
+	SetSessionAuthorization(my_args.owner, my_args.superuser);
+	SetCurrentRoleId(InvalidOid, false);
+	BackgroundWorkerInitializeConnectionByOid(my_args.dboid, my_args.owner, 0);
+	InitializingParallelWorker = false;
+
+	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
+
+	StartTransactionCommand();
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(my_args.owner));
+	ok = HeapTupleIsValid(tuple) &&
+		((Form_pg_authid) GETSTRUCT(tuple))->rolsuper == my_args.superuser;
+	if (ok)
+	{
+		SetConfigOption("session_authorization",
+						NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname),
+						PGC_BACKEND, PGC_S_OVERRIDE);
+		ReleaseSysCache(tuple);
+		settings_at_start = settings_fingerprint();
+	}
+	CommitTransactionCommand();
+	if (!ok)
+		proc_exit(0);			/* the scheduler will see the role as it is now */
+	role_changed = false;
+
+	/* limits that are meant for clients; not even RESET brings them back */
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Wait for the next task; false if the worker shall exit instead.  May exit
+ * only from a slot that is left, or a task could be handed over too late.
+ */
+static bool
+wait_for_next(bool first, TaskRef *task)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   first ? Max(tasksched_worker_idle_timeout, FIRST_TASK_MS) :
+													   tasksched_worker_idle_timeout);
+
+	for (;;)
+	{
+		bool		quit;
+		long		timeout;
+
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (catchupInterruptPending)
+			ProcessCatchupInterrupt();
+
+		if (tasksched_slot_take(task, &quit))
+			return true;
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		if ((quit || timeout <= 0 || role_changed) && tasksched_slot_leave())
+			return false;
+
+		(void) pgstat_report_stat(true);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Max(timeout, 0), PG_WAIT_EXTENSION);
+	}
+}
+
+void
+tasksched_worker_main(Datum arg)
+{
+	TaskRef		task;
+	bool		first = true;
+
+	memcpy(&my_args, MyBgworkerEntry->bgw_extra, sizeof(my_args));
+
+	/*
+	 * The slot first: its exit callback then runs after the transaction has
+	 * been aborted and the database connection has gone.
+	 */
+	if (!tasksched_slot_attach(my_args.slot, my_args.generation))
+		proc_exit(0);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGINT, StatementCancelHandler);
+	BackgroundWorkerUnblockSignals();
+
+	connect_as_owner();
+	launch_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launch", ALLOCSET_DEFAULT_SIZES);
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	while (wait_for_next(first, &task))
+	{
+		first = false;
+		run_task(&task);
+	}
+	proc_exit(0);
+}
