@@ -241,7 +241,7 @@ static const QueryText queries[NUM_QUERIES] = {
 		{INT8OID, OIDOID}
 	},
 	[Q_SUPERSEDED] = {
-		"SELECT r.id, r.launch FROM pg_catalog.unnest($1, $2) r(id, launch) WHERE NOT EXISTS ("
+		"SELECT r.id, r.launch FROM unnest($1, $2) r(id, launch) WHERE NOT EXISTS ("
 		"SELECT FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND t.status = 'active')",
 		{UUIDARRAYOID, INT4ARRAYOID}
 	},
