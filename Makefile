@@ -15,7 +15,20 @@ REGRESS_OPTS = --inputdir=.
 ISOLATION =
 
 PG_CONFIG ?= pg_config
+# "make test" and "make demo" install what is missing, pg_config among it.
+ifneq (,$(filter-out test demo,$(or $(MAKECMDGOALS),all)))
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
+endif
 
 $(OBJS): src/tasksched.h tasksched.control
+
+.PHONY: test demo
+
+# all tests, in a private server (variables: see test/run)
+test:
+	@bash test/run
+
+# an import that survives kill -9, in a private server
+demo:
+	@bash demo/run
