@@ -3,6 +3,8 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION tasksched" to load this file. \quit
 
+COMMENT ON SCHEMA @extschema@ IS 'tasksched: background tasks inside the database';
+
 /*
  * Types
  */
@@ -33,6 +35,10 @@ CREATE TYPE task_owner (
 	STORAGE = plain
 );
 COMMENT ON TYPE task_owner IS 'a role, by its identity and its last known name, which survives a rename, a drop and a restore where the role is missing';
+COMMENT ON FUNCTION task_owner_in(cstring) IS 'I/O';
+COMMENT ON FUNCTION task_owner_out(task_owner) IS 'I/O';
+COMMENT ON FUNCTION task_owner_recv(internal) IS 'I/O';
+COMMENT ON FUNCTION task_owner_send(task_owner) IS 'I/O';
 
 CREATE FUNCTION task_owner_oid(task_owner) RETURNS oid
 	AS 'MODULE_PATHNAME', 'tasksched_owner_oid' LANGUAGE C STABLE STRICT PARALLEL SAFE;
@@ -45,6 +51,13 @@ CREATE CAST (task_owner AS oid) WITH FUNCTION task_owner_oid(task_owner) AS IMPL
 CREATE CAST (task_owner AS regrole) WITH FUNCTION task_owner_role(task_owner) AS IMPLICIT;
 CREATE CAST (task_owner AS text) WITH INOUT AS IMPLICIT;
 CREATE CAST (regrole AS task_owner) WITH FUNCTION task_owner_from_role(regrole) AS ASSIGNMENT;
+COMMENT ON FUNCTION task_owner_oid(task_owner) IS 'the role''s OID, 0 if there is no such role';
+COMMENT ON FUNCTION task_owner_role(task_owner) IS 'the role, 0 if there is no such role';
+COMMENT ON FUNCTION task_owner_from_role(regrole) IS 'the role as a task_owner';
+COMMENT ON CAST (task_owner AS oid) IS 'the role''s OID, 0 if there is no such role';
+COMMENT ON CAST (task_owner AS regrole) IS 'the role, 0 if there is no such role';
+COMMENT ON CAST (task_owner AS text) IS 'the role''s name';
+COMMENT ON CAST (regrole AS task_owner) IS 'the role as a task_owner';
 
 CREATE FUNCTION task_owner_eq(task_owner, task_owner) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'tasksched_owner_eq' LANGUAGE C STABLE STRICT PARALLEL SAFE;
@@ -59,6 +72,10 @@ CREATE OPERATOR <> (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_ne,
 	COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel
 );
+COMMENT ON FUNCTION task_owner_eq(task_owner, task_owner) IS 'implementation of = operator';
+COMMENT ON FUNCTION task_owner_ne(task_owner, task_owner) IS 'implementation of <> operator';
+COMMENT ON OPERATOR = (task_owner, task_owner) IS 'the same role';
+COMMENT ON OPERATOR <> (task_owner, task_owner) IS 'another role';
 
 -- What actions receive and get_task() returns.  It only ever grows at its end.
 CREATE TYPE task AS (

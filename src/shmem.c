@@ -515,6 +515,52 @@ tasksched_database_forget(Oid dboid, bool if_not_woken)
 	return result;
 }
 
+/* Is a slot's worker connected, or about to be, without a task? */
+static bool
+is_idle_in(TaskSlot *slot, Oid dboid)
+{
+	return slot->dboid == dboid && (slot->state == SLOT_STARTING || slot->state == SLOT_IDLE);
+}
+
+/* Are a scheduler or idle workers in a database? */
+bool
+tasksched_database_occupied(Oid dboid)
+{
+	TaskDatabase *db;
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	db = find_database(dboid);
+	result = db != NULL && db->pid != 0;
+	for (int i = 0; i < tasksched_slot_count() && !result; i++)
+		result = is_idle_in(&shared->slots[i], dboid) && shared->slots[i].pid != 0;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* Terminate the scheduler and the idle workers of a database */
+void
+tasksched_database_clear(Oid dboid)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_database(dboid);
+	if (db != NULL && db->pid != 0)
+		kill(db->pid, SIGTERM);
+	for (int i = 0; i < tasksched_slot_count(); i++)
+	{
+		TaskSlot   *slot = &shared->slots[i];
+
+		if (!is_idle_in(slot, dboid))
+			continue;
+		slot->quit = true;
+		if (slot->pid != 0)
+			kill(slot->pid, SIGTERM);
+	}
+	LWLockRelease(shared->lock);
+}
+
 /* A copy of all entries in use */
 TaskDatabase *
 tasksched_databases_copy(int *n)

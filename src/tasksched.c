@@ -22,7 +22,6 @@
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
-#include "tcop/utility.h"
 #include "utils/guc.h"
 #include "utils/resowner.h"
 
@@ -42,7 +41,6 @@ int			tasksched_scheduler_idle_timeout = 600;
 int			tasksched_max_crashes = 3;
 
 static object_access_hook_type prev_object_access_hook = NULL;
-static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 
 /* What to tell at the end of the current transaction */
 static struct
@@ -77,6 +75,24 @@ void
 tasksched_tell_waiters_at_commit(const pg_uuid_t *id)
 {
 	pending.waiters |= tasksched_waiters_bit(id);
+}
+
+/* A database was created or dropped */
+void
+tasksched_new_databases_at_commit(void)
+{
+	pending.new_databases = true;
+}
+
+/*
+ * A prepared transaction was committed or rolled back.  No callback tells what
+ * it did: it may have changed any task.
+ */
+void
+tasksched_prepared_ended(void)
+{
+	pending.flags |= WAKE_SCAN | WAKE_CHECK;
+	pending.waiters = PG_UINT64_MAX;
 }
 
 static void
@@ -123,35 +139,6 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 		(access == OAT_DROP || access == OAT_POST_ALTER) &&
 		objectId == get_extension_oid("tasksched", true))
 		pending.flags |= WAKE_SCAN | WAKE_CHECK;
-}
-
-/* Commands that the scheduler or the launcher has to hear of */
-static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
-{
-	Node	   *stmt = pstmt->utilityStmt;
-	bool		is_createdb = IsA(stmt, CreatedbStmt);
-	bool		is_prepared = IsA(stmt, TransactionStmt) &&
-		(((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED ||
-		 ((TransactionStmt *) stmt)->kind == TRANS_STMT_ROLLBACK_PREPARED);
-
-	if (prev_process_utility_hook)
-		prev_process_utility_hook(pstmt, queryString, readOnlyTree, context,
-								  params, queryEnv, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
-								params, queryEnv, dest, qc);
-
-	if (is_createdb)
-		pending.new_databases = true;	/* its template may have the extension */
-	if (is_prepared)
-	{
-		/* it may have changed any task: no callback tells of what it did */
-		pending.flags |= WAKE_SCAN | WAKE_CHECK;
-		pending.waiters = PG_UINT64_MAX;
-	}
 }
 
 static void
@@ -217,6 +204,5 @@ _PG_init(void)
 	RegisterResourceReleaseCallback(release_callback, NULL);
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
-	prev_process_utility_hook = ProcessUtility_hook;
-	ProcessUtility_hook = process_utility;
+	tasksched_commands_init();
 }

@@ -50,6 +50,14 @@ extern bool tasksched_preloaded(void);
 extern void tasksched_wake_at_commit(int flags, TimestampTz run_at);
 extern void tasksched_wake_at_end(int flags, TimestampTz run_at);
 extern void tasksched_tell_waiters_at_commit(const pg_uuid_t *id);
+extern void tasksched_new_databases_at_commit(void);
+extern void tasksched_prepared_ended(void);
+
+/* ----------
+ * commands.c: commands that need a database to themselves
+ * ----------
+ */
+extern void tasksched_commands_init(void);
 
 /* ----------
  * shmem.c: databases, worker slots, waiters and the crash board
@@ -173,6 +181,8 @@ extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_sca
 									  bool no_slot, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
 extern bool tasksched_database_forget(Oid dboid, bool if_not_woken);
+extern bool tasksched_database_occupied(Oid dboid);
+extern void tasksched_database_clear(Oid dboid);
 extern TaskDatabase *tasksched_databases_copy(int *n);
 extern bool tasksched_database_copy(Oid dboid, TaskDatabase *copy);
 
