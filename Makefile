@@ -10,9 +10,10 @@ DATA = $(wildcard sql/tasksched--*.sql)
 PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 
-REGRESS =
+REGRESS = setup interface actions errors privileges
 REGRESS_OPTS = --inputdir=.
-ISOLATION =
+ISOLATION = claim cancel finish
+ISOLATION_OPTS = --inputdir=.
 
 PG_CONFIG ?= pg_config
 # "make test" and "make demo" install what is missing, pg_config among it.

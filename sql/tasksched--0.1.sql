@@ -229,7 +229,7 @@ COMMENT ON FUNCTION _may_monitor(task_owner) IS 'internal: the same, or the righ
 
 CREATE FUNCTION _blocked_reason(action text, owner task_owner, installation bigint, database oid) RETURNS text
 	AS 'MODULE_PATHNAME', 'tasksched_blocked_reason_sql' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION _blocked_reason(text, task_owner, bigint, oid) IS 'internal: why a due task can not run, in words; NULL if it can';
+COMMENT ON FUNCTION _blocked_reason(text, task_owner, bigint, oid) IS 'internal: why a due task cannot run, in words; NULL if it can';
 
 CREATE FUNCTION _stuck_before() RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'tasksched_stuck_before' LANGUAGE C STABLE;
@@ -413,7 +413,7 @@ CREATE VIEW blocked_tasks AS
 				SELECT FROM @extschema@._running_tasks() w WHERE w.task_id = t.id))
 		AND r.reason IS NOT NULL
 		AND @extschema@._may_monitor(t.owner);
-COMMENT ON VIEW blocked_tasks IS 'due tasks that can not run, with the reason in words';
+COMMENT ON VIEW blocked_tasks IS 'due tasks that cannot run, with the reason in words';
 
 /*
  * Privileges: nothing is granted to PUBLIC

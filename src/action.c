@@ -178,7 +178,7 @@ report_unfit(const char *name, const char *reason)
 
 	ereport(ERROR,
 			(errcode(signature ? ERRCODE_INVALID_FUNCTION_DEFINITION : ERRCODE_WRONG_OBJECT_TYPE),
-			 errmsg("function %s can not be an action", name),
+			 errmsg("function %s cannot be an action", name),
 			 errdetail("The function %s.", reason),
 			 errhint(SIGNATURES_HINT)));
 }
@@ -249,6 +249,20 @@ tasksched_action_check(Oid function, const char *name)
  * ----------
  */
 
+/* The function of a stored signature; InvalidOid if there is none */
+static Oid
+find_signature(const char *signature)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	Datum		oid;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = CStringGetTextDatum(signature);
+	fcinfo->args[0].isnull = false;
+	oid = to_regprocedure(fcinfo);
+	return fcinfo->isnull ? InvalidOid : DatumGetObjectId(oid);
+}
+
 /*
  * Why tasks of an action can't be launched, in words; NULL if they can, and
  * then *function is what to call.
@@ -266,8 +280,7 @@ tasksched_action_blocked(const char *action, Oid *function)
 	if (!tasksched_store_find_action(action, &signature, &registered_owner))
 		return psprintf(_("no action \"%s\" is registered"), action);
 
-	oid = DatumGetObjectId(DirectFunctionCall1Coll(to_regprocedure, InvalidOid,
-												   PointerGetDatum(cstring_to_text(signature))));
+	oid = find_signature(signature);
 	if (!OidIsValid(oid))
 		return psprintf(_("the action's function %s does not exist"), signature);
 	reason = tasksched_action_unfit(oid, &fit);
@@ -320,7 +333,7 @@ tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
 		invalid_outcome(_("The status is null."));
 	outcome->status = tasksched_status_from_datum(status);
 	if (outcome->status == STATUS_CANCELLED)
-		invalid_outcome(_("An action can not cancel its task."));
+		invalid_outcome(_("An action cannot cancel its task."));
 	if (!run_at_null && outcome->status != STATUS_SCHEDULED)
 		invalid_outcome(_("A due time goes with the status scheduled only."));
 	if (!run_at_null)

@@ -471,7 +471,7 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 	if (id != NULL && tasksched_is_current_task(id))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("an action can not cancel its own task"),
+				 errmsg("an action cannot cancel its own task"),
 				 errhint("Raise an exception, or return fail() or complete().")));
 
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
@@ -561,11 +561,11 @@ check_waitable(const pg_uuid_t *id)
 	if (tasksched_is_current_task(id))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("an action can not wait for its own task")));
+				 errmsg("an action cannot wait for its own task")));
 	if (!tasksched_preloaded())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("can not wait for a task while tasksched is not loaded by the server"),
+				 errmsg("cannot wait for a task while tasksched is not loaded by the server"),
 				 errhint("Add tasksched to shared_preload_libraries and restart the server.")));
 }
 
@@ -590,7 +590,7 @@ wait_until_finished(const pg_uuid_t *id, TimestampTz deadline)
 		if (task.own_write)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("can not wait for task %s, which the current transaction has changed",
+					 errmsg("cannot wait for task %s, which the current transaction has changed",
 							tasksched_uuid_out(id)),
 					 errhint("Commit the transaction before you wait.")));
 		if (finished)
@@ -635,7 +635,7 @@ tasksched_wait_for_task(PG_FUNCTION_ARGS)
 	if (RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("can not wait for a task during recovery"),
+				 errmsg("cannot wait for a task during recovery"),
 				 errhint("Wait on the primary server.")));
 
 	InitMaterializedSRF(fcinfo, 0);
