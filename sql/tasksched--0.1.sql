@@ -3,6 +3,18 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION tasksched" to load this file. \quit
 
+-- Whoever owns the schema could put objects of its own beside ours
+DO $$
+BEGIN
+	IF NOT (SELECT r.rolsuper FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+			WHERE n.nspname = '@extschema@') THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = 'schema "@extschema@" is owned by a role that is not a superuser',
+			HINT = 'Drop the schema, or change its owner, before you create the extension.';
+	END IF;
+END
+$$;
+
 COMMENT ON SCHEMA @extschema@ IS 'tasksched: background tasks inside the database';
 
 /*
@@ -231,6 +243,10 @@ CREATE FUNCTION _blocked_reason(action text, owner task_owner, installation bigi
 	AS 'MODULE_PATHNAME', 'tasksched_blocked_reason_sql' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION _blocked_reason(text, task_owner, bigint, oid) IS 'internal: why a due task cannot run, in words; NULL if it can';
 
+CREATE FUNCTION _function_exists(action text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'tasksched_function_exists' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION _function_exists(text) IS 'internal: whether the function of an action still exists';
+
 CREATE FUNCTION _stuck_before() RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'tasksched_stuck_before' LANGUAGE C STABLE;
 COMMENT ON FUNCTION _stuck_before() IS 'internal: an active task that was last updated before this time is stuck';
@@ -382,7 +398,7 @@ COMMENT ON POLICY owner_or_admin ON tasks IS 'members of the owner role and admi
  */
 
 CREATE VIEW actions AS
-	SELECT action, function, pg_catalog.to_regprocedure(function) IS NOT NULL AS function_exists,
+	SELECT action, function, @extschema@._function_exists(action) AS function_exists,
 		registered_by, registered_at
 	FROM @extschema@.registered_actions;
 COMMENT ON VIEW actions IS 'the registered actions';
@@ -395,7 +411,7 @@ COMMENT ON VIEW running_tasks IS 'tasks of this database that a worker executes 
 CREATE VIEW status AS
 	SELECT database, state, pid, running, max_running, next_due, last_scan, last_error
 	FROM @extschema@._status();
-COMMENT ON VIEW status IS 'one row for each database scheduler; others'' databases for admins and pg_monitor';
+COMMENT ON VIEW status IS 'one row for each database scheduler; those of other databases for pg_monitor only';
 
 CREATE VIEW stuck_tasks AS
 	SELECT id, action, resource_id, owner, launch, started_at, updated_at,
@@ -435,7 +451,7 @@ AS $$
 	FROM pg_proc p
 	WHERE p.pronamespace = '@extschema@'::regnamespace
 		AND p.proname !~ '^(grant_|revoke_)'
-		AND (p.proname !~ '^_' OR p.proname IN ('_may_see', '_may_monitor', '_blocked_reason', '_stuck_before', '_running_tasks', '_status'))
+		AND (p.proname !~ '^_' OR p.proname IN ('_may_see', '_may_monitor', '_blocked_reason', '_function_exists', '_stuck_before', '_running_tasks', '_status'))
 		AND admin = (p.proname IN ('register_action', 'unregister_action', 'adopt_tasks', 'pause_scheduler', 'resume_scheduler'))
 $$;
 COMMENT ON FUNCTION _privileges(boolean) IS 'internal: the privileges that grant_usage() and grant_admin() give';
@@ -512,7 +528,7 @@ $$;
 GRANT USAGE ON SCHEMA @extschema@ TO pg_monitor;
 GRANT USAGE ON TYPE task_owner, task_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION _may_monitor(task_owner), _blocked_reason(text, task_owner, bigint, oid),
-	_stuck_before(), _running_tasks(), _status() TO pg_monitor;
+	_function_exists(text), _stuck_before(), _running_tasks(), _status() TO pg_monitor;
 GRANT SELECT ON actions, running_tasks, status, stuck_tasks, blocked_tasks TO pg_monitor;
 
 SELECT _init();

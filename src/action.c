@@ -249,20 +249,6 @@ tasksched_action_check(Oid function, const char *name)
  * ----------
  */
 
-/* The function of a stored signature; InvalidOid if there is none */
-static Oid
-find_signature(const char *signature)
-{
-	LOCAL_FCINFO(fcinfo, 1);
-	Datum		oid;
-
-	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = CStringGetTextDatum(signature);
-	fcinfo->args[0].isnull = false;
-	oid = to_regprocedure(fcinfo);
-	return fcinfo->isnull ? InvalidOid : DatumGetObjectId(oid);
-}
-
 /*
  * Why tasks of an action can't be launched, in words; NULL if they can, and
  * then *function is what to call.
@@ -277,10 +263,8 @@ tasksched_action_blocked(const char *action, Oid *function)
 	const char *reason;
 
 	*function = InvalidOid;
-	if (!tasksched_store_find_action(action, &signature, &registered_owner))
+	if (!tasksched_store_find_action(action, &signature, &registered_owner, &oid))
 		return psprintf(_("no action \"%s\" is registered"), action);
-
-	oid = find_signature(signature);
 	if (!OidIsValid(oid))
 		return psprintf(_("the action's function %s does not exist"), signature);
 	reason = tasksched_action_unfit(oid, &fit);

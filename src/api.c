@@ -92,10 +92,11 @@ due_time(const TimestampTz *run_at, Interval *delay, TimestampTz now)
 static void
 check_action_exists(const char *action)
 {
-	char	   *function;
-	Oid			function_owner;
+	char	   *signature;
+	Oid			registered_owner;
+	Oid			function;
 
-	if (!tasksched_store_find_action(action, &function, &function_owner))
+	if (!tasksched_store_find_action(action, &signature, &registered_owner, &function))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("action \"%s\" does not exist", action),

@@ -115,7 +115,8 @@ static const QueryText queries[NUM_QUERIES] = {
 		{INT8OID}
 	},
 	[Q_FIND_ACTION] = {
-		"SELECT function, function_owner::oid FROM tasksched.registered_actions WHERE action = $1",
+		"SELECT function, function_owner::oid, coalesce(pg_catalog.to_regprocedure(function)::oid, 0::oid) "
+		"FROM tasksched.registered_actions WHERE action = $1",
 		{TEXTOID}
 	},
 	[Q_REGISTER_ACTION] = {
@@ -671,9 +672,13 @@ tasksched_store_set_installation(void)
  * ----------
  */
 
-/* Look up an action; the results are in the caller's memory context */
+/*
+ * Look up an action, its function as it was registered, and the function's
+ * OID, InvalidOid if it is gone.  The signature is in the caller's memory
+ * context.
+ */
 bool
-tasksched_store_find_action(const char *action, char **function, Oid *function_owner)
+tasksched_store_find_action(const char *action, char **signature, Oid *registered_owner, Oid *function)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	Args		args = {0};
@@ -685,8 +690,9 @@ tasksched_store_find_action(const char *action, char **function, Oid *function_o
 	found = run(Q_FIND_ACTION, &args) == 1;
 	if (found)
 	{
-		*function = MemoryContextStrdup(cxt, TextDatumGetCString(result(0, 1, NULL)));
-		*function_owner = DatumGetObjectId(result(0, 2, NULL));
+		*signature = MemoryContextStrdup(cxt, TextDatumGetCString(result(0, 1, NULL)));
+		*registered_owner = DatumGetObjectId(result(0, 2, NULL));
+		*function = DatumGetObjectId(result(0, 3, NULL));
 	}
 	leave(&saved);
 	return found;

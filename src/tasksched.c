@@ -194,6 +194,12 @@ _PG_init(void)
 	if (IsBinaryUpgrade)
 		return;
 
+	/* how a worker connects as a role without LOGIN needs its later fixes */
+	if (atoi(GetConfigOption("server_version_num", false, false)) < 150009)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("tasksched requires PostgreSQL 15.9 or later")));
+
 	define_settings();
 
 	if (!process_shared_preload_libraries_in_progress)

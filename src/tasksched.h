@@ -362,7 +362,8 @@ extern TaskStatus tasksched_status_from_datum(Datum status);
 extern int64 tasksched_store_installation(void);
 extern void tasksched_store_set_installation(void);
 
-extern bool tasksched_store_find_action(const char *action, char **function, Oid *function_owner);
+extern bool tasksched_store_find_action(const char *action, char **signature, Oid *registered_owner,
+										Oid *function);
 extern void tasksched_store_register_action(const char *action, const char *function, Oid function_owner);
 extern bool tasksched_store_unregister_action(const char *action);
 

@@ -50,6 +50,19 @@ tasksched_may_monitor(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(caller_is_monitor() || tasksched_role_visible(owner_arg(fcinfo)));
 }
 
+PG_FUNCTION_INFO_V1(tasksched_function_exists);
+Datum
+tasksched_function_exists(PG_FUNCTION_ARGS)
+{
+	char	   *signature;
+	Oid			registered_owner;
+	Oid			function = InvalidOid;
+
+	(void) tasksched_store_find_action(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									   &signature, &registered_owner, &function);
+	PG_RETURN_BOOL(OidIsValid(function));
+}
+
 PG_FUNCTION_INFO_V1(tasksched_stuck_before);
 Datum
 tasksched_stuck_before(PG_FUNCTION_ARGS)
@@ -140,7 +153,7 @@ put_status(ReturnSetInfo *rsinfo, Oid dboid, const char *state, const TaskDataba
 	NameData	database;
 	Datum		values[8];
 	bool		nulls[8] = {false};
-	bool		see_error = dboid != MyDatabaseId || caller_is_monitor() || tasksched_caller_is_admin();
+	bool		see_error = caller_is_monitor() || tasksched_caller_is_admin();
 
 	if (name == NULL)
 		return;					/* just dropped */

@@ -12,6 +12,9 @@
  * all effects of the action with it.  A procedure that commits on its way
  * passes the same callback each time.
  *
+ * A cancel interrupt is meant for an action, so it is held back all the time but
+ * while one runs, and what came too late for its launch is dropped.
+ *
  * What an action stages by update_task() for its own task is kept here, in a
  * stack with an entry for each subtransaction that changed something, until
  * the callback stores it: the row must not be locked while a user's code runs.
@@ -416,6 +419,7 @@ recover(void)
 	ErrorData  *edata;
 
 	HOLD_INTERRUPTS();
+	HOLD_CANCEL_INTERRUPTS();	/* the error has reset it */
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
 	EmitErrorReport();
@@ -436,7 +440,6 @@ store_failure(ErrorData *edata)
 {
 	/* an error from here on is ours, and ends the process */
 	tasksched_slot_end(END_BOOKKEEPING);
-	HOLD_CANCEL_INTERRUPTS();
 	tasksched_begin();
 	memset(&current.outcome, 0, sizeof(Outcome));
 	current.outcome.status = STATUS_FAILED;
@@ -446,7 +449,6 @@ store_failure(ErrorData *edata)
 	if (!tasksched_store_finish(&current.ref, &current.outcome))
 		current.superseded = true;
 	tasksched_commit();
-	RESUME_CANCEL_INTERRUPTS();
 }
 
 static void
@@ -504,9 +506,11 @@ run_launch(void)
 	show_activity();
 	tasksched_slot_begin(&current.ref);
 	QueryCancelPending = false; /* it was meant for an earlier launch */
+	RESUME_CANCEL_INTERRUPTS();
 	PG_TRY();
 	{
 		run_action(&action);
+		HOLD_CANCEL_INTERRUPTS();
 	}
 	PG_CATCH();
 	{
@@ -676,6 +680,7 @@ tasksched_worker_main(Datum arg)
 		proc_exit(0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGINT, StatementCancelHandler);
+	HOLD_CANCEL_INTERRUPTS();	/* but for the time of an action */
 	BackgroundWorkerUnblockSignals();
 
 	connect_as_owner();

@@ -1,0 +1,178 @@
+# However a worker ends: only a task that ended its own worker counts a crash,
+# and everything else goes on.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use TaskschedTest;
+use Test::More;
+
+my $node = new_node('worker_death');
+my $crashes = 0;
+
+# Wait until the server has been through its restart and these tasks run again
+sub wait_for_resume
+{
+	my ($ids, $launch, $name) = @_;
+	my $list = join(', ', map { "'$_'" } @$ids);
+
+	wait_value(
+		$node,
+		"SELECT count(*) FROM tasksched.running_tasks WHERE state = 'running' AND launch = $launch AND task_id IN ($list)",
+		scalar(@$ids), $name);
+	my $ready = ready_since($node);
+	is( sql($node, "SELECT count(*) FROM tasksched.running_tasks WHERE task_id IN ($list) AND since > $ready + interval '5 s'"),
+		0, "$name: within 5 s");
+	return;
+}
+
+# ---------------------------------------------------------------------------
+# kill -9 of the same task's worker, again and again
+# ---------------------------------------------------------------------------
+my @neighbours = split /\n/,
+  sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{3}'), resource_id => 'gate')});
+my $victim = schedule($node, q{'hold', 'victim'});
+my $later = schedule($node, q{'note', delay => '1 h'});
+foreach my $n (1 .. 3)
+{
+	if ($n == 1)
+	{
+		wait_for_running($node, [ @neighbours, $victim ], 'four tasks run');
+	}
+	else
+	{
+		wait_for_resume([ @neighbours, $victim ], $n, "after crash " . ($n - 1) . ' all are resumed');
+		is( sql($node, "SELECT count(*), sum(attempt), sum(crashes) FROM tasksched.tasks WHERE resource_id = 'gate'"),
+			'3|3|0', 'the neighbours count no crash and no attempt');
+		is(field_of($node, $victim, 'attempt, crashes'), '1|' . ($n - 1), 'the victim does');
+	}
+	flush_wal($node);
+	signal_process('KILL', worker_pid($node, $victim));
+	$crashes++;
+	wait_until($node, "SELECT crashes = $n FROM tasksched.tasks WHERE id = '$victim'", "crash $n is counted");
+}
+wait_for_status($node, $victim, 'failed', 'after max_crashes the victim has failed');
+is(field_of($node, $victim, 'crashes, attempt, launch, error'),
+	'3|1|3|task crashed its worker process 3 times', 'and its error says why');
+wait_for_resume(\@neighbours, 4, 'the neighbours are resumed once more');
+open_gate($node, 'gate');
+wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'gate' AND status = 'complete'",
+	3, 'the neighbours complete');
+is(sql($node, "SELECT count(*), sum(attempt), sum(crashes) FROM tasksched.tasks WHERE resource_id = 'gate'"),
+	'3|3|0', 'and have counted nothing');
+is(sql($node, 'SELECT count(*), count(DISTINCT id), bool_or(first_launch) FROM runs'),
+	'3|3|f', 'each committed once, in a resumed launch');
+is(field_of($node, $later, 'status, launch, attempt, run_at > now()'), 'scheduled|0|0|t',
+	'a task that is not due has not been touched');
+
+# a task that failed like this can be retried, with its crashes forgotten
+is(sql($node, "SELECT tasksched.retry_task('$victim')"), 't', 'the failed one is retried');
+open_gate($node, 'victim');
+wait_for_status($node, $victim, 'complete', 'and completes');
+is(sql($node, "SELECT launch, attempt, crashes, first_launch FROM runs WHERE id = '$victim'"),
+	'4|1|0|t', 'as if it were new, except that launches go on');
+
+# ---------------------------------------------------------------------------
+# Other signals that a broken action may die from
+# ---------------------------------------------------------------------------
+foreach my $signal ('ABRT', 'SEGV')
+{
+	my $neighbour = schedule($node, "'hold', 'n$signal'");
+	my $task = schedule($node, "'hold', '$signal'");
+
+	wait_for_running($node, [ $neighbour, $task ], 'two tasks run');
+	flush_wal($node);
+	signal_process($signal, worker_pid($node, $task));
+	$crashes++;
+	wait_for_resume([ $neighbour, $task ], 2, "both are resumed after SIG$signal");
+	is(field_of($node, $task, 'crashes, attempt'), '1|1', "SIG$signal counts as a crash of its task");
+	is(field_of($node, $neighbour, 'crashes, attempt'), '0|1', 'and not of its neighbour');
+	open_gate($node, $signal);
+	open_gate($node, "n$signal");
+	wait_for_status($node, $task, 'complete', 'the task completes');
+	wait_for_status($node, $neighbour, 'complete', 'the neighbour too');
+	is(field_of($node, $task, 'crashes'), 1, 'the count is kept');
+}
+
+# ---------------------------------------------------------------------------
+# FATAL, without anybody having asked for it: no restart of the server
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE FUNCTION fatal(task tasksched.task) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+	IF task.launch <= (task.params->>'times')::int THEN
+		SET exit_on_error = on;
+		RAISE EXCEPTION 'this ends the process';
+	END IF;
+END $$;
+SELECT tasksched.register_action('fatal', 'fatal');
+EOT
+my $neighbour = schedule($node, q{'hold', 'fatal'});
+wait_for_running($node, $neighbour, 'a neighbour runs');
+my $task = schedule($node, q{'fatal', params => '{"times": 2}'});
+wait_for_status($node, $task, 'complete', 'a task that ends its process by FATAL twice completes at last');
+is(field_of($node, $task, 'crashes, attempt, launch'), '2|1|3', 'with two crashes');
+$task = schedule($node, q{'fatal', params => '{"times": 100}'});
+wait_for_status($node, $task, 'failed', 'one that always does has failed');
+is(field_of($node, $task, 'crashes, attempt, launch, error'),
+	'3|1|3|task crashed its worker process 3 times', 'after max_crashes');
+is(sql($node, "SELECT launch FROM tasksched.running_tasks WHERE task_id = '$neighbour'"),
+	1, 'the neighbour was not disturbed');
+open_gate($node, 'fatal');
+wait_for_status($node, $neighbour, 'complete', 'and completes');
+
+# ---------------------------------------------------------------------------
+# pg_terminate_backend, more often than max_crashes
+# ---------------------------------------------------------------------------
+$task = schedule($node, q{'hold', 'terminated'});
+foreach my $n (1 .. 5)
+{
+	wait_until($node, "SELECT launch = $n FROM tasksched.running_tasks WHERE task_id = '$task' AND state = 'running'",
+		"launch $n runs");
+	sql($node, 'SELECT pg_terminate_backend(' . worker_pid($node, $task) . ')');
+}
+wait_until($node, "SELECT launch = 6 FROM tasksched.running_tasks WHERE task_id = '$task' AND state = 'running'",
+	'the task is resumed each time');
+is(field_of($node, $task, 'status, attempt, launch, crashes, error IS NULL'), 'active|1|6|0|t',
+	'and nothing is counted');
+open_gate($node, 'terminated');
+wait_for_status($node, $task, 'complete', 'it completes');
+is(sql($node, "SELECT launch, first_launch FROM runs WHERE id = '$task'"), '6|f', 'in one launch, not the first');
+
+# ---------------------------------------------------------------------------
+# pg_cancel_backend
+# ---------------------------------------------------------------------------
+$task = schedule($node, q{'hold', 'interrupted'});
+sql($node, 'SELECT pg_cancel_backend(' . worker_pid($node, $task) . ')');
+wait_for_status($node, $task, 'failed', 'after pg_cancel_backend the task has failed');
+is(field_of($node, $task, "attempt, launch, crashes, error_details->>'sqlstate'"), '1|1|0|57014', 'with 57014');
+
+# ---------------------------------------------------------------------------
+# The same to workers that are idle
+# ---------------------------------------------------------------------------
+foreach my $function ('pg_terminate_backend', 'pg_cancel_backend')
+{
+	wait_until($node, "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND state = 'idle'",
+		'there is an idle worker');
+	sql($node, "SELECT $function(pid) FROM pg_stat_activity WHERE backend_type = 'tasksched worker'");
+	my $next = schedule($node, q{'note'});
+	wait_for_status($node, $next, 'complete', "a task completes after $function of an idle worker");
+	is(sql($node, "SELECT crashes, attempt, first_launch FROM runs WHERE id = '$next'"), '0|1|t',
+		'and has counted nothing');
+}
+
+# no slot has been lost on the way
+is(sql($node, 'SELECT running FROM tasksched.status'), 0, 'nothing runs any more');
+my @all = split /\n/,
+  sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{10}'), resource_id => 'all')});
+wait_for_running($node, \@all, 'ten tasks run at once');
+open_gate($node, 'all');
+wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'all' AND status = 'complete'",
+	10, 'and complete');
+
+$node->stop;
+check_log($node, signals => $crashes);
+done_testing();
