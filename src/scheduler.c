@@ -55,9 +55,8 @@
 
 #define PURGE_ROWS 1000
 
-/* How often to try again while no worker slot is free, and to log about it */
+/* How often to try again while no worker slot is free */
 #define SLOT_RETRY_US INT64CONST(250000)
-#define SLOT_LOG_US (600 * USECS_PER_SEC)
 
 /* A reserved slot whose worker has not come, nobody knows why */
 #define START_TIMEOUT_US (60 * USECS_PER_SEC)
@@ -121,7 +120,6 @@ static TimestampTz revisit_at = DT_NOEND;	/* when to look again at tasks that we
 static TimestampTz last_busy;
 static bool paused;
 static bool no_slot;
-static TimestampTz no_slot_logged = 0;
 
 static MemoryContext queue_cxt;
 static MemoryContext round_cxt;
@@ -338,20 +336,10 @@ dismiss_idle_worker(Oid owner)
 static void
 note_no_slot(Oid owner)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	no_slot = true;
-	retry_by(now + SLOT_RETRY_US);
+	retry_by(GetCurrentTimestamp() + SLOT_RETRY_US);
 	dismiss_idle_worker(owner);
 	tasksched_shortage_begin();
-	if (now - no_slot_logged > SLOT_LOG_US)
-	{
-		ereport(LOG,
-				(errmsg("tasksched has no free background worker slot; tasks wait"),
-				 errhint("Consider increasing max_worker_processes (currently %d).",
-						 max_worker_processes)));
-		no_slot_logged = now;
-	}
 }
 
 /* Read what a worker has to know of its owner; false if the role is gone */
@@ -1099,7 +1087,18 @@ initialize(void)
 	tasksched_database_set_known();
 }
 
-/* An error ends the round, not the scheduler */
+/*
+ * Is the error what DROP EXTENSION under our feet looks like?  The next round
+ * begins with a scan, which finds out.
+ */
+static bool
+looks_dropped(int sqlerrcode)
+{
+	return sqlerrcode == ERRCODE_UNDEFINED_TABLE || sqlerrcode == ERRCODE_UNDEFINED_SCHEMA ||
+		sqlerrcode == ERRCODE_UNDEFINED_FUNCTION || sqlerrcode == ERRCODE_UNDEFINED_OBJECT;
+}
+
+/* An error ends the round, not the scheduler; errors counts those in a row */
 static void
 recover(int errors)
 {
@@ -1108,9 +1107,10 @@ recover(int errors)
 	HOLD_INTERRUPTS();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	EmitErrorReport();
 	MemoryContextSwitchTo(round_cxt);
 	edata = CopyErrorData();
+	if (errors > 1 || !looks_dropped(edata->sqlerrcode))
+		EmitErrorReport();
 	FlushErrorState();
 	AbortCurrentTransaction();
 	tasksched_database_report_error(edata->message);

@@ -50,6 +50,9 @@
 /* How long a shortage of background workers is remembered */
 #define SHORTAGE_MS 10000
 
+/* How often one is logged, whoever finds it */
+#define SHORTAGE_LOG_MS 600000
+
 typedef struct TaskSharedState
 {
 	LWLock	   *lock;
@@ -57,6 +60,7 @@ typedef struct TaskSharedState
 	Latch	   *launcher_latch;	/* NULL = no launcher */
 	bool		new_databases;	/* pg_database has changed */
 	TimestampTz shortage_until;	/* background workers were short lately */
+	TimestampTz shortage_logged;
 
 	TaskDatabase databases[MAX_DATABASES];
 	ConditionVariable waiters[WAITER_BUCKETS];
@@ -252,13 +256,23 @@ tasksched_launcher_take_new_databases(void)
 void
 tasksched_shortage_begin(void)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SHORTAGE_MS);
+	TimestampTz now = GetCurrentTimestamp();
+	bool		tell;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (shared->shortage_until < GetCurrentTimestamp())
+	if (shared->shortage_until < now)
 		wake_launcher();
-	shared->shortage_until = until;
+	shared->shortage_until = TimestampTzPlusMilliseconds(now, SHORTAGE_MS);
+	tell = TimestampDifferenceExceeds(shared->shortage_logged, now, SHORTAGE_LOG_MS);
+	if (tell)
+		shared->shortage_logged = now;
 	LWLockRelease(shared->lock);
+
+	if (tell)
+		ereport(LOG,
+				(errmsg("tasksched has no free background worker slot; tasks wait"),
+				 errhint("Consider increasing max_worker_processes (currently %d).",
+						 max_worker_processes)));
 }
 
 bool

@@ -163,7 +163,8 @@ static const QueryText queries[NUM_QUERIES] = {
 		"AND ($2 IS NULL OR launch = $2 AND status = 'active') RETURNING *) "
 		"INSERT INTO tasksched.finished (" KEPT_COLUMNS "run_at, attempt, started_at, first_launch, setbacks, "
 		"installation, database, finished, status, result, error, error_details, crashes, updated_at, finished_at) "
-		"SELECT " KEPT_COLUMNS "run_at, attempt, started_at, false, 0, installation, database, true, "
+		"SELECT " KEPT_COLUMNS "run_at, CASE $3 WHEN 'failed' THEN greatest(attempt, 1) ELSE attempt END, "
+		"started_at, false, 0, installation, database, true, "
 		"$3::tasksched.task_status, coalesce($4, result), coalesce($5, error), coalesce($6, error_details), "
 		"crashes + $7, $8, $8 FROM gone",
 		{UUIDOID, INT4OID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID}

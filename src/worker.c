@@ -633,9 +633,7 @@ connect_as_owner(void)
 static bool
 wait_for_next(bool first, TaskRef *task)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   first ? Max(tasksched_worker_idle_timeout, FIRST_TASK_MS) :
-													   tasksched_worker_idle_timeout);
+	TimestampTz start = GetCurrentTimestamp();
 
 	for (;;)
 	{
@@ -654,7 +652,9 @@ wait_for_next(bool first, TaskRef *task)
 
 		if (tasksched_slot_take(task, &quit))
 			return true;
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		timeout = first ? Max(tasksched_worker_idle_timeout, FIRST_TASK_MS) : tasksched_worker_idle_timeout;
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												  TimestampTzPlusMilliseconds(start, timeout));
 		if ((quit || timeout <= 0 || role_changed) && tasksched_slot_leave())
 			return false;
 

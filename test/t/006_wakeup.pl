@@ -1,0 +1,134 @@
+# When tasks start and stop: due times, wake-ups that no commit of a session
+# gives, an idle scheduler, and cancel.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use TaskschedTest;
+use Test::More;
+
+my $node = new_node('wakeup', conf => "max_prepared_transactions = 5\ntasksched.reconcile_interval = '10min'\n");
+my $id;
+
+# ---------------------------------------------------------------------------
+# Due times
+# ---------------------------------------------------------------------------
+my @ids = map { schedule($node, "'note', delay => '$_ s'") } (0.2, 0.7, 1.5, 2);
+foreach my $one (@ids)
+{
+	wait_for_status($node, $one, 'complete', 'a task runs at its due time');
+	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
+}
+my $tomorrow = schedule($node, q{'note', delay => '1 day'});
+sql($node, "SELECT tasksched.update_task('$tomorrow', result => '1')");
+is(field_of($node, $tomorrow, 'status, launch'), 'scheduled|0', 'an update does not make a task run');
+sql($node, "SELECT tasksched.update_task('$tomorrow', run_at => now())");
+wait_for_status($node, $tomorrow, 'complete', 'but an earlier due time does');
+
+# ---------------------------------------------------------------------------
+# Two-phase commit, also from another session
+# ---------------------------------------------------------------------------
+sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'prepared'); PREPARE TRANSACTION 'p1'});
+$id = schedule($node, q{'note'});
+wait_for_status($node, $id, 'complete', 'other tasks run meanwhile');
+is(sql($node, q{SELECT count(*) FROM runs JOIN tasksched.tasks USING (id) WHERE resource_id = 'prepared'}), 0, 'a prepared one does not');
+sql($node, q{COMMIT PREPARED 'p1'});
+wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'prepared'}, 'complete', 'until COMMIT PREPARED');
+$id = schedule($node, q{'hold', 'never'});
+wait_for_running($node, $id, 'a task runs');
+sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'p2'");
+is(sql($node, "SELECT tasksched.task_is_running('$id')"), 't', 'a prepared cancel does not stop it');
+sql($node, q{COMMIT PREPARED 'p2'});
+wait_until($node, "SELECT NOT tasksched.task_is_running('$id')", 'COMMIT PREPARED does');
+is(status_of($node, $id), 'cancelled', 'it is cancelled');
+
+# ---------------------------------------------------------------------------
+# An idle scheduler runs no query
+# ---------------------------------------------------------------------------
+my $far = schedule($node, q{'note', delay => '2 h'});
+wait_value($node, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'nothing runs');
+my $scans = q{SELECT idx_scan + seq_scan FROM pg_stat_all_tables WHERE relid = 'tasksched.live'::regclass};
+wait_until($node, "SELECT backend_xmin IS NULL AND xact_start IS NULL FROM pg_stat_activity WHERE backend_type = 'tasksched scheduler'",
+	'an idle scheduler is in no transaction');
+sql($node, 'SELECT pg_sleep(1) /* whatever it still has to report */');
+my $before = sql($node, $scans);
+sql($node, 'SELECT pg_sleep(2) /* the time that is looked at */');
+is(sql($node, $scans), $before, 'and reads nothing');
+
+# ---------------------------------------------------------------------------
+# What no commit tells of, the scan finds
+# ---------------------------------------------------------------------------
+$node->append_conf('postgresql.conf', "tasksched.reconcile_interval = '1s'\n");
+$node->reload;
+sql($node, "UPDATE tasksched.live SET run_at = now() WHERE id = '$far'");
+wait_for_status($node, $far, 'complete', 'a row that a superuser changed is found by the scan');
+
+# stuck tasks are reported once
+$node->append_conf('postgresql.conf', "tasksched.stuck_after = '1s'\n");
+$node->reload;
+my $position = log_position($node);
+my $stuck = schedule($node, q{'hold', 'stuck'});
+wait_until($node, "SELECT count(*) = 1 FROM tasksched.stuck_tasks WHERE id = '$stuck'", 'a task without an update is stuck');
+wait_for_log($node, qr/WARNING: .*task \Q$stuck\E \(action "hold"\) is active/, $position, 'and warned of');
+my $scan = sql($node, 'SELECT last_scan FROM tasksched.status');
+wait_until($node, "SELECT last_scan > '$scan'::timestamptz + interval '2 s' FROM tasksched.status", 'some scans later');
+my @warnings = log_since($node, $position) =~ /may be stuck/g;
+is(scalar(@warnings), 1, 'it was warned of once');
+open_gate($node, 'stuck');
+wait_for_status($node, $stuck, 'complete', 'it completes');
+
+# retention, of the cancelled as well
+$node->append_conf('postgresql.conf', "tasksched.keep_finished_tasks = '1s'\n");
+$node->reload;
+wait_value($node, 'SELECT count(*) FROM tasksched.finished', 0, 'old finished tasks are deleted, whatever their status');
+
+# ---------------------------------------------------------------------------
+# Cancel
+# ---------------------------------------------------------------------------
+$node->append_conf('postgresql.conf', "tasksched.keep_finished_tasks = '1h'\n");
+$node->reload;
+sql($node, <<'EOT');
+CREATE FUNCTION stubborn(task tasksched.task) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM tasksched.update_task(task.id, result => '"under way"');
+	LOOP
+		BEGIN
+			PERFORM pg_sleep(1000);	-- the action hangs: the scenario
+		EXCEPTION WHEN query_canceled THEN
+			NULL;
+		END;
+	END LOOP;
+END $$;
+SELECT tasksched.register_action('stubborn', 'stubborn');
+EOT
+$id = schedule($node, q{'stubborn'});
+wait_for_running($node, $id, 'an action that catches query_canceled runs, and has called update_task');
+my $worker = worker_pid($node, $id);
+is(sql($node, "SET lock_timeout = '10s'; BEGIN; SELECT tasksched.cancel_task('$id'); ROLLBACK; SELECT status FROM tasksched.get_task('$id')"),
+	"t\nactive", 'a cancel that is rolled back does not wait and changes nothing');
+is(sql($node, "SELECT tasksched.task_is_running('$id')"), 't', 'it goes on');
+sql($node, "BEGIN; SAVEPOINT s; SELECT tasksched.cancel_task('$id'); ROLLBACK TO s; COMMIT");
+is(field_of($node, $id, 'status'), 'active', 'nor does one whose savepoint is rolled back');
+sql($node, "SET lock_timeout = '10s'; SELECT tasksched.cancel_task('$id')");
+is(field_of($node, $id, 'status, result IS NULL'), 'cancelled|t', 'at the commit it is cancelled');
+process_gone($worker);
+pass('it was interrupted again and at last terminated');
+is(field_of($node, $id, 'status, crashes, launch'), 'cancelled|0|1', 'and stays cancelled');
+
+# a locked row holds up nobody, and is found when the lock goes
+sql($node, q{SELECT tasksched.pause_scheduler()});
+wait_value($node, 'SELECT state FROM tasksched.status', 'paused', 'the scheduler is paused');
+my $locked = schedule($node, q{'note'});
+sql($node, "BEGIN; SELECT tasksched.cancel_task('$locked'); PREPARE TRANSACTION 'p3'");
+sql($node, q{SELECT tasksched.resume_scheduler()});
+$id = schedule($node, q{'note'});
+wait_for_status($node, $id, 'complete', 'a task whose row is locked holds up no other');
+is(status_of($node, $locked), 'scheduled', 'it waits');
+sql($node, q{ROLLBACK PREPARED 'p3'});
+wait_for_status($node, $locked, 'complete', 'and runs when the lock is gone');
+
+$node->stop;
+check_log($node);
+done_testing();
