@@ -12,7 +12,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 
 REGRESS = setup interface actions errors privileges
 REGRESS_OPTS = --inputdir=.
-ISOLATION = claim cancel finish wait
+ISOLATION =
 ISOLATION_OPTS = --inputdir=.
 
 PG_CONFIG ?= pg_config

@@ -131,7 +131,7 @@ is(status_of($node, $id), 'cancelled', 'for good');
 # 7. Listing
 sql($node, <<'EOT');
 SELECT tasksched.delete_task(id) FROM tasksched.tasks;
-CREATE ROLE nobody LOGIN;
+CREATE ROLE nogrants LOGIN;
 CREATE ROLE scheduling LOGIN;
 SELECT tasksched.grant_usage('scheduling');
 EOT
@@ -157,8 +157,8 @@ foreach my $filter (sort keys %listed)
 		$listed{$filter}, "get_tasks($filter)");
 }
 sqlstate_is($node, 'SELECT * FROM tasksched.get_tasks()', '42501',
-	'a role without grants may not list', user => 'nobody');
-sqlstate_is($node, 'SELECT * FROM tasksched.tasks', '42501', 'nor read the table', user => 'nobody');
+	'a role without grants may not list', user => 'nogrants');
+sqlstate_is($node, 'SELECT * FROM tasksched.tasks', '42501', 'nor read the table', user => 'nogrants');
 foreach my $query (
 	'SELECT * FROM tasksched.get_tasks()',
 	'SELECT id FROM tasksched.tasks',
