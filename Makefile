@@ -12,8 +12,8 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 
 REGRESS = setup interface actions errors privileges
 REGRESS_OPTS = --inputdir=.
-ISOLATION =
-ISOLATION_OPTS = --inputdir=.
+ISOLATION = claim cancel finish wait
+ISOLATION_OPTS = --inputdir=. --load-extension=tasksched
 
 PG_CONFIG ?= pg_config
 # "make test" and "make demo" install what is missing, pg_config among it.
