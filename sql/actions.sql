@@ -64,6 +64,30 @@ CALL run('r_outcome', '{"status": "scheduled", "run_at": "infinity"}');
 CALL run('r_outcome', '{"result": 1}');
 CALL run('r_outcome', '{"status": "complete", "result": 1, "error": "a note"}');
 
+-- what is kept of an error
+CREATE FUNCTION r_details() RETURNS void LANGUAGE plpgsql
+AS $$ BEGIN RAISE '100%% of "it"' USING DETAIL = 'the detail', HINT = 'the hint', ERRCODE = 'UT001'; END $$;
+CALL run('r_details');
+SELECT error, error_details FROM tasksched.get_tasks('{run}', statuses => '{failed}') WHERE error LIKE '100%';
+-- the error of a raise has the last word, and what was staged goes with the effects
+CREATE FUNCTION r_staged_error(task tasksched.task) RETURNS void LANGUAGE plpgsql
+AS $$ BEGIN PERFORM tasksched.update_task(task.id, result => '1', error => 'staged'); RAISE 'raised'; END $$;
+CALL run('r_staged_error');
+-- first_launch is true again after retry_task, whatever happened before
+CREATE FUNCTION again(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE plpgsql
+AS $$
+BEGIN
+	INSERT INTO ledger (what) VALUES (format('launch %s, first %s, attempt %s, result %s', task.launch, first_launch, task.attempt, task.result));
+	RETURN CASE WHEN first_launch THEN tasksched.reschedule(result => to_jsonb(task.launch)) ELSE tasksched.fail('again') END;
+END $$;
+SELECT tasksched.register_action('again', 'again');
+SELECT tasksched.schedule_task('again') AS id \gset
+SELECT status, attempt, launch, result, error FROM tasksched.wait_for_task(:'id', '30 s');
+SELECT tasksched.retry_task(:'id');
+SELECT status, attempt, launch, result, error FROM tasksched.wait_for_task(:'id', '30 s');
+SELECT what FROM ledger ORDER BY n;
+TRUNCATE ledger;
+
 -- procedures
 CREATE PROCEDURE p_none() LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE p_params(params jsonb) LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;
@@ -84,6 +108,15 @@ CALL run('p_inout');
 CALL run('p_sql', '{"sql": true}');
 CALL run('p_null');
 CALL run('p_raise');
+-- a procedure with a SET clause may not commit
+CREATE PROCEDURE p_set() LANGUAGE plpgsql SET search_path = public AS $$ BEGIN COMMIT; END $$;
+CALL run('p_set');
+-- an outcome that was set before a COMMIT is as good as one after it
+CREATE PROCEDURE p_outcome(task tasksched.task, INOUT result tasksched.outcome) LANGUAGE plpgsql
+AS $$ BEGIN result := tasksched.proceed(to_jsonb(task.launch)); COMMIT; IF task.launch = 3 THEN result := tasksched.complete(); END IF; END $$;
+CALL run('p_outcome');
+CREATE PROCEDURE p_invalid(INOUT result tasksched.outcome) LANGUAGE plpgsql AS $$ BEGIN COMMIT; result.status := 'cancelled'; END $$;
+CALL run('p_invalid');
 SELECT what FROM ledger;
 TRUNCATE ledger;
 
@@ -142,9 +175,9 @@ BEGIN
 		BEGIN
 			PERFORM tasksched.update_task(task.id, result => '3');
 		END;
-		INSERT INTO ledger (what) SELECT format('inside: %s %s', result, status) FROM tasksched.current_task();
-		RAISE division_by_zero;
+		RAISE division_by_zero USING MESSAGE = (SELECT format('inside: %s %s', result, status) FROM tasksched.current_task());
 	EXCEPTION WHEN division_by_zero THEN
+		INSERT INTO ledger (what) VALUES (SQLERRM);
 		INSERT INTO ledger (what) SELECT format('after: %s %s', result, status) FROM tasksched.current_task();
 	END;
 	BEGIN
@@ -164,6 +197,7 @@ BEGIN
 	PERFORM tasksched.update_task(task.id, result => '1');
 	COMMIT;
 	INSERT INTO ledger (what) SELECT format('committed: %s', result) FROM tasksched.get_task(task.id);
+	COMMIT;
 	PERFORM tasksched.update_task(task.id, result => '2');
 	ROLLBACK;
 	INSERT INTO ledger (what) SELECT format('rolled back: %s', result) FROM tasksched.current_task();

@@ -48,8 +48,8 @@ SELECT error_of(s) FROM unnest(ARRAY[
 	'SELECT tasksched.adopt_tasks()',
 	'SELECT tasksched.pause_scheduler()',
 	'SELECT tasksched.grant_admin(''regress_ts_user'')',
-	'SELECT tasksched._claim(NULL)',
-	'SELECT tasksched._finish(gen_random_uuid(), 1, NULL)',
+	'SELECT tasksched._claim(''{}'')',
+	'SELECT tasksched._finish(gen_random_uuid(), 1, tasksched.complete())',
 	'SELECT tasksched._init()']) s;
 RESET ROLE;
 
@@ -127,20 +127,53 @@ RESET ROLE;
 SELECT replace(what, current_user, 'superuser') AS what FROM ledger ORDER BY n;
 TRUNCATE ledger;
 
--- pg_monitor reads the views, which show no params
-SELECT tasksched.unregister_action('admins');
+-- a task runs with its role's own settings, but for client timeouts, whether or
+-- not the role could log in, and a read-only default is not meant for us
+ALTER ROLE regress_ts_user SET work_mem = '1234kB';
+ALTER ROLE regress_ts_user SET default_transaction_read_only = on;
+ALTER ROLE regress_ts_user SET statement_timeout = '1ms';
+ALTER ROLE regress_ts_user SET lock_timeout = '1ms';
+ALTER ROLE regress_ts_user SET idle_in_transaction_session_timeout = '1ms';
+ALTER ROLE regress_ts_user CONNECTION LIMIT 0 VALID UNTIL '2000-01-01';
+CREATE FUNCTION settings() RETURNS jsonb LANGUAGE sql AS $$
+	SELECT jsonb_object_agg(name, setting) FROM pg_settings
+	WHERE name IN ('work_mem', 'transaction_read_only', 'statement_timeout', 'lock_timeout',
+		'idle_in_transaction_session_timeout', 'idle_session_timeout', 'is_superuser') $$;
+SELECT tasksched.register_action('settings', 'settings');
 SET ROLE regress_ts_user;
-SELECT error_of($$SELECT tasksched.schedule_task('admins', 'monitored')$$);
+SELECT tasksched.schedule_task('settings') AS id \gset
+SELECT status, error, jsonb_pretty(result) AS settings FROM tasksched.wait_for_task(:'id', '30 s');
 RESET ROLE;
+ALTER ROLE regress_ts_user RESET ALL;
+
+-- pg_monitor reads the views, which show no params
+SET ROLE regress_ts_user;
+SELECT tasksched.schedule_task('admins', 'monitored', params => '"secret"') AS id \gset
+SELECT status FROM tasksched.wait_for_task(:'id', '30 s');
+RESET ROLE;
+BEGIN;
+SELECT tasksched.unregister_action('admins');
+SELECT tasksched.retry_task(:'id');
+COMMIT;
 SET ROLE regress_ts_monitor;
 SELECT count(*) FROM tasksched.running_tasks;
 SELECT count(*) > 0 FROM tasksched.status;
 SELECT count(*) FROM tasksched.stuck_tasks;
-SELECT count(*) FROM tasksched.blocked_tasks;
+SELECT * FROM tasksched.blocked_tasks WHERE id = :'id' \gset blocked_
+SELECT :'blocked_resource_id' AS resource_id, :'blocked_owner' AS owner, :'blocked_reason' AS reason;
+SELECT attrelid::regclass, attname FROM pg_attribute
+WHERE attrelid IN ('tasksched.running_tasks'::regclass, 'tasksched.blocked_tasks'::regclass, 'tasksched.stuck_tasks'::regclass)
+	AND attname IN ('params', 'result', 'error');
 SELECT count(*) > 0 FROM tasksched.actions;
 SELECT error_of('SELECT * FROM tasksched.tasks');
 SELECT error_of('SELECT * FROM tasksched.get_tasks()');
 RESET ROLE;
+
+-- nor does a user see others' tasks there
+SET ROLE regress_ts_group;
+SELECT count(*) FROM tasksched.blocked_tasks;
+RESET ROLE;
+SELECT tasksched.delete_task(:'id');
 
 -- revoking
 SELECT tasksched.revoke_admin('regress_ts_admin');
