@@ -155,8 +155,13 @@ BEGIN;
 SELECT tasksched.unregister_action('admins');
 SELECT tasksched.retry_task(:'id');
 COMMIT;
+SELECT pg_advisory_lock(1);
+SET ROLE regress_ts_user;
+SELECT tasksched.schedule_task('hold', params => '{"lock": 1}') AS held \gset
+RESET ROLE;
 SET ROLE regress_ts_monitor;
-SELECT count(*) FROM tasksched.running_tasks;
+CALL wait_until(format('EXISTS (SELECT FROM tasksched.running_tasks WHERE task_id = %L)', :'held'));
+SELECT action, owner, launch FROM tasksched.running_tasks WHERE task_id = :'held';
 SELECT count(*) > 0 FROM tasksched.status;
 SELECT count(*) FROM tasksched.stuck_tasks;
 SELECT * FROM tasksched.blocked_tasks WHERE id = :'id' \gset blocked_
@@ -172,7 +177,10 @@ RESET ROLE;
 -- nor does a user see others' tasks there
 SET ROLE regress_ts_group;
 SELECT count(*) FROM tasksched.blocked_tasks;
+SELECT count(*) FROM tasksched.running_tasks;
 RESET ROLE;
+SELECT pg_advisory_unlock(1);
+SELECT status, owner FROM tasksched.wait_for_task(:'held', '30 s');
 SELECT tasksched.delete_task(:'id');
 
 -- revoking
