@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -21,6 +23,7 @@
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -88,8 +91,26 @@ database_needed(Node *stmt, LOCKMODE *mode)
 static bool
 may_command(Oid dboid, LOCKMODE mode)
 {
-	return pg_database_ownercheck(dboid, GetUserId()) ||
-		(mode == ShareLock && have_createdb_privilege());
+	HeapTuple	tuple;
+	bool		may_copy;
+
+	if (pg_database_ownercheck(dboid, GetUserId()))
+		return true;
+	if (mode != ShareLock)
+		return false;
+
+	/* a template may be copied by who may create databases */
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	may_copy = HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	if (!may_copy)
+		return false;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	may_copy = HeapTupleIsValid(tuple) && ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return may_copy;
 }
 
 /* Have our idle processes leave a database, and wait until they have */

@@ -367,6 +367,8 @@ start_worker(Oid owner)
 
 	if (!owner_is_superuser(owner, &args.superuser))
 		return true;
+	/* a change after this, even before the worker has connected, makes it outdated */
+	args.settings = tasksched_settings_fingerprint(owner);
 	args.slot = tasksched_slot_reserve(owner, &args.generation);
 	if (args.slot < 0)
 	{

@@ -70,10 +70,15 @@ tasksched_wake_at_end(int flags, TimestampTz run_at)
 	pending.abort_flags |= WAKE_DUE;
 }
 
-/* Those who wait for this task shall look again if we commit */
+/*
+ * Those who wait for this task shall look again if we commit.  The worker that
+ * runs it tells them itself, a little later, when it no longer looks running.
+ */
 void
 tasksched_tell_waiters_at_commit(const pg_uuid_t *id)
 {
+	if (tasksched_worker_holds(id))
+		return;
 	pending.waiters |= tasksched_waiters_bit(id);
 }
 

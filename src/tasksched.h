@@ -233,6 +233,7 @@ typedef struct WorkerArgs
 	Oid			dboid;
 	Oid			owner;
 	bool		superuser;		/* the owner's rolsuper, read again once connected */
+	uint32		settings;		/* fingerprint, taken before the session reads them */
 	int			slot;
 	uint32		generation;
 } WorkerArgs;
@@ -401,7 +402,9 @@ extern bool tasksched_store_finish(const TaskRef *task, const Outcome *outcome);
  * worker.c: the task that this process runs
  * ----------
  */
+extern uint32 tasksched_settings_fingerprint(Oid owner);
 extern bool tasksched_in_action(void);
+extern bool tasksched_worker_holds(const pg_uuid_t *id);
 extern bool tasksched_is_current_task(const pg_uuid_t *id);
 extern void tasksched_stage_current_task(const Outcome *change);
 extern Datum tasksched_current_task_datum(void);

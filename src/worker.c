@@ -90,7 +90,6 @@ static MemoryContext launch_cxt;	/* reset after each launch */
 
 static WorkerArgs my_args;
 static volatile bool role_changed = false;
-static uint32 settings_at_start;
 
 /* ----------
  * Staged changes
@@ -107,6 +106,13 @@ bool
 tasksched_is_current_task(const pg_uuid_t *id)
 {
 	return current.in_action && memcmp(id, &current.ref.id, sizeof(pg_uuid_t)) == 0;
+}
+
+/* Does this worker hold the task, in its action or around it? */
+bool
+tasksched_worker_holds(const pg_uuid_t *id)
+{
+	return current.ref.launch > 0 && memcmp(id, &current.ref.id, sizeof(pg_uuid_t)) == 0;
 }
 
 static Staged *
@@ -282,14 +288,14 @@ xact_callback(XactEvent event, void *arg)
  * ----------
  */
 
-/* The settings of the owner and the database, as a fingerprint */
-static uint32
-settings_fingerprint(void)
+/* The settings that a session of an owner starts with, as a fingerprint */
+uint32
+tasksched_settings_fingerprint(Oid owner)
 {
 	const Oid	keys[][2] = {
-		{MyDatabaseId, my_args.owner},
+		{MyDatabaseId, owner},
 		{MyDatabaseId, InvalidOid},
-		{InvalidOid, my_args.owner},
+		{InvalidOid, owner},
 		{InvalidOid, InvalidOid}
 	};
 	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
@@ -318,7 +324,7 @@ settings_fingerprint(void)
 static bool
 is_stale(void)
 {
-	return role_changed || settings_fingerprint() != settings_at_start;
+	return role_changed || tasksched_settings_fingerprint(my_args.owner) != my_args.settings;
 }
 
 /*
@@ -525,6 +531,7 @@ run_launch(void)
 		return true;
 	}
 	tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
+	tasksched_waiters_tell(tasksched_waiters_bit(&current.ref.id));
 	return false;
 }
 
@@ -533,6 +540,7 @@ static void
 reset_session(void)
 {
 	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());	/* dropping temporary tables wants one */
 	PortalHashTableDeleteAll();
 	SetPGVariable("session_authorization", NIL, false);
 	SetPGVariable("role", NIL, false);
@@ -542,6 +550,7 @@ reset_session(void)
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	ResetTempTableNamespace();
 	ResetSequenceCaches();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
 
@@ -565,6 +574,7 @@ run_task(const TaskRef *task)
 		reset_session();
 		(void) pgstat_report_stat(false);
 	} while (again);
+	current.ref.launch = 0;
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
@@ -612,7 +622,6 @@ connect_as_owner(void)
 						NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname),
 						PGC_BACKEND, PGC_S_OVERRIDE);
 		ReleaseSysCache(tuple);
-		settings_at_start = settings_fingerprint();
 	}
 	CommitTransactionCommand();
 	if (!ok)
