@@ -317,7 +317,7 @@ tasksched_schedule_tasks_jsonb(PG_FUNCTION_ARGS)
 				 errmsg("tasks must be an array of objects")));
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	for (int i = 0; i < JB_ROOT_COUNT(array); i++)
+	for (int i = 0; i < (int) JB_ROOT_COUNT(array); i++)
 	{
 		JsonbValue *value = getIthJsonbValueFromContainer(&array->root, i);
 		TaskObject	task;

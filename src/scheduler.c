@@ -1059,7 +1059,7 @@ pin_settings(void)
 		{"enable_bitmapscan", "off"},
 	};
 
-	for (int i = 0; i < lengthof(pinned); i++)
+	for (int i = 0; i < (int) lengthof(pinned); i++)
 		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 

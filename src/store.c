@@ -622,7 +622,7 @@ tasksched_status_from_datum(Datum status)
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for enum %u", DatumGetObjectId(status));
-	for (int i = 0; i < lengthof(status_names); i++)
+	for (int i = 0; i < (int) lengthof(status_names); i++)
 	{
 		if (namestrcmp(&((Form_pg_enum) GETSTRUCT(tuple))->enumlabel, status_names[i]) == 0)
 			found = i;

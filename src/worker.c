@@ -301,7 +301,7 @@ tasksched_settings_fingerprint(Oid owner)
 	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
 	uint32		hash = 0;
 
-	for (int i = 0; i < lengthof(keys); i++)
+	for (int i = 0; i < (int) lengthof(keys); i++)
 	{
 		ScanKeyData key[2];
 		SysScanDesc scan;
