@@ -117,17 +117,50 @@ process_gone($worker);
 pass('it was interrupted again and at last terminated');
 is(field_of($node, $id, 'status, crashes, launch'), 'cancelled|0|1', 'and stays cancelled');
 
-# a locked row holds up nobody, and is found when the lock goes
-sql($node, q{SELECT tasksched.pause_scheduler()});
-wait_value($node, 'SELECT state FROM tasksched.status', 'paused', 'the scheduler is paused');
-my $locked = schedule($node, q{'note'});
-sql($node, "BEGIN; SELECT tasksched.cancel_task('$locked'); PREPARE TRANSACTION 'p3'");
-sql($node, q{SELECT tasksched.resume_scheduler()});
+# A locked row holds up nobody, and is found when the lock goes: at the end of a
+# prepared transaction, and at the abort of a subtransaction whose session goes on
+$node->append_conf('postgresql.conf', "tasksched.reconcile_interval = '10min'\n");
+$node->reload;
+sql($node, <<'EOT');
+CREATE FUNCTION lock_for_a_while(task tasksched.task) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	BEGIN
+		PERFORM tasksched.cancel_task((task.params ->> 'id')::uuid);
+		PERFORM tasksched.report_progress(1);
+		WHILE NOT EXISTS (SELECT FROM public.gates WHERE gate = 'let go') LOOP
+			PERFORM pg_sleep(0.05);	-- polls inside the action
+		END LOOP;
+		RAISE division_by_zero;
+	EXCEPTION WHEN division_by_zero THEN
+		NULL;
+	END;
+	WHILE NOT EXISTS (SELECT FROM public.gates WHERE gate = 'end') LOOP
+		PERFORM pg_sleep(0.05);	-- polls inside the action
+	END LOOP;
+END $$;
+SELECT tasksched.register_action('lock_for_a_while', 'lock_for_a_while');
+EOT
+my $locked = schedule($node, q{'note', delay => '1 h'});
+sql($node, "UPDATE tasksched.live SET run_at = now() + interval '4 s' WHERE id = '$locked'; SELECT tasksched.resume_scheduler()");
+my $locker = schedule($node, "'lock_for_a_while', params => '{\"id\": \"$locked\"}'");
+wait_until($node, "SELECT count(*) = 1 FROM tasksched.running_tasks WHERE task_id = '$locker' AND progress IS NOT NULL",
+	'an action has cancelled a task in a subtransaction');
+wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$locked'", 'the task becomes due');
 $id = schedule($node, q{'note'});
-wait_for_status($node, $id, 'complete', 'a task whose row is locked holds up no other');
+wait_for_status($node, $id, 'complete', 'one whose row is locked holds up no other');
+is(status_of($node, $locked), 'scheduled', 'it waits');
+open_gate($node, 'let go');
+wait_for_status($node, $locked, 'complete', 'and runs when the subtransaction is rolled back');
+is(sql($node, "SELECT tasksched.task_is_running('$locker')"), 't', 'while the transaction goes on');
+open_gate($node, 'end');
+wait_for_status($node, $locker, 'complete', 'it completes');
+
+$locked = schedule($node, q{'note', delay => '2 s'});
+sql($node, "BEGIN; SELECT tasksched.cancel_task('$locked'); PREPARE TRANSACTION 'p3'");
+wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$locked'", 'another becomes due, locked');
 is(status_of($node, $locked), 'scheduled', 'it waits');
 sql($node, q{ROLLBACK PREPARED 'p3'});
-wait_for_status($node, $locked, 'complete', 'and runs when the lock is gone');
+wait_for_status($node, $locked, 'complete', 'and runs when the prepared cancel is rolled back');
 
 $node->stop;
 check_log($node);
