@@ -72,6 +72,22 @@ SELECT tasksched.update_task(:'later', result => '"by a member"');
 RESET ROLE;
 REVOKE regress_ts_user FROM regress_ts_other;
 
+-- nor through a function that looks at rows before the views' own conditions do
+CREATE FUNCTION leak(id uuid) RETURNS boolean LANGUAGE plpgsql COST 0.0000001
+AS $$ BEGIN RAISE NOTICE 'leaked'; RETURN true; END $$;
+CREATE FUNCTION for_leak() RETURNS void LANGUAGE sql AS 'SELECT 1';
+SELECT tasksched.register_action('for_leak', 'for_leak');
+BEGIN;
+SELECT tasksched.schedule_task('for_leak') AS id \gset
+SELECT tasksched.unregister_action('for_leak');
+COMMIT;
+SET ROLE regress_ts_other;
+SELECT count(*) FROM tasksched.blocked_tasks WHERE leak(id);
+SELECT count(*) FROM tasksched.stuck_tasks WHERE leak(id);
+SELECT count(*) FROM tasksched.tasks WHERE leak(id);
+RESET ROLE;
+SELECT tasksched.delete_task(:'id');
+
 -- an admin sees and manages all, and registers what it may execute itself
 SET ROLE regress_ts_admin;
 SELECT resource_id, result FROM tasksched.get_tasks(resource_id => 'later');

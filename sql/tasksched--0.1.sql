@@ -397,30 +397,30 @@ COMMENT ON POLICY owner_or_admin ON tasks IS 'members of the owner role and admi
  * Views
  */
 
-CREATE VIEW actions AS
+CREATE VIEW actions WITH (security_barrier) AS
 	SELECT action, function, @extschema@._function_exists(action) AS function_exists,
 		registered_by, registered_at
 	FROM @extschema@.registered_actions;
 COMMENT ON VIEW actions IS 'the registered actions';
 
-CREATE VIEW running_tasks AS
+CREATE VIEW running_tasks WITH (security_barrier) AS
 	SELECT task_id, action, owner, pid, launch, state, since, progress
 	FROM @extschema@._running_tasks();
 COMMENT ON VIEW running_tasks IS 'tasks of this database that a worker executes (running) or is about to (ready), from shared memory';
 
-CREATE VIEW status AS
+CREATE VIEW status WITH (security_barrier) AS
 	SELECT database, state, pid, running, max_running, next_due, last_scan, last_error
 	FROM @extschema@._status();
 COMMENT ON VIEW status IS 'one row for each database scheduler; those of other databases for pg_monitor only';
 
-CREATE VIEW stuck_tasks AS
+CREATE VIEW stuck_tasks WITH (security_barrier) AS
 	SELECT id, action, resource_id, owner, launch, started_at, updated_at,
 		pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) updated_at AS without_update
 	FROM @extschema@.live
 	WHERE status = 'active' AND updated_at < @extschema@._stuck_before() AND @extschema@._may_monitor(owner);
 COMMENT ON VIEW stuck_tasks IS 'active tasks without an update for longer than tasksched.stuck_after';
 
-CREATE VIEW blocked_tasks AS
+CREATE VIEW blocked_tasks WITH (security_barrier) AS
 	SELECT t.id, t.action, t.resource_id, t.owner, t.run_at, r.reason
 	FROM @extschema@.live t,
 		LATERAL (SELECT @extschema@._blocked_reason(t.action, t.owner, t.installation, t.database) AS reason OFFSET 0) r
@@ -456,15 +456,24 @@ AS $$
 $$;
 COMMENT ON FUNCTION _privileges(boolean) IS 'internal: the privileges that grant_usage() and grant_admin() give';
 
-CREATE FUNCTION grant_usage(role text) RETURNS void
-	LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION _change_privileges(command text, admin boolean, role text) RETURNS void
+	LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	privilege text;
 BEGIN
-	FOR privilege IN SELECT @extschema@._privileges(false) LOOP
-		EXECUTE format('GRANT %s TO %I', privilege, role);
+	FOR privilege IN SELECT @extschema@._privileges(admin) LOOP
+		EXECUTE format(command, privilege, role);
 	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION _change_privileges(text, boolean, text) IS 'internal: GRANT or REVOKE all of these privileges';
+
+CREATE FUNCTION grant_usage(role text) RETURNS void
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM @extschema@._change_privileges('GRANT %s TO %I', false, role);
 END
 $$;
 COMMENT ON FUNCTION grant_usage(text) IS 'let a role schedule tasks and manage its own';
@@ -472,13 +481,9 @@ COMMENT ON FUNCTION grant_usage(text) IS 'let a role schedule tasks and manage i
 CREATE FUNCTION grant_admin(role text) RETURNS void
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-	privilege text;
 BEGIN
-	PERFORM @extschema@.grant_usage(role);
-	FOR privilege IN SELECT @extschema@._privileges(true) LOOP
-		EXECUTE format('GRANT %s TO %I', privilege, role);
-	END LOOP;
+	PERFORM @extschema@._change_privileges('GRANT %s TO %I', false, role);
+	PERFORM @extschema@._change_privileges('GRANT %s TO %I', true, role);
 END
 $$;
 COMMENT ON FUNCTION grant_admin(text) IS 'let a role register actions, pause the scheduler and see and manage every task, beside what grant_usage() gives';
@@ -486,12 +491,8 @@ COMMENT ON FUNCTION grant_admin(text) IS 'let a role register actions, pause the
 CREATE FUNCTION revoke_admin(role text) RETURNS void
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-	privilege text;
 BEGIN
-	FOR privilege IN SELECT @extschema@._privileges(true) LOOP
-		EXECUTE format('REVOKE %s FROM %I', privilege, role);
-	END LOOP;
+	PERFORM @extschema@._change_privileges('REVOKE %s FROM %I', true, role);
 END
 $$;
 COMMENT ON FUNCTION revoke_admin(text) IS 'take back what grant_admin() gave beyond grant_usage()';
@@ -499,13 +500,9 @@ COMMENT ON FUNCTION revoke_admin(text) IS 'take back what grant_admin() gave bey
 CREATE FUNCTION revoke_usage(role text) RETURNS void
 	LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-	privilege text;
 BEGIN
-	PERFORM @extschema@.revoke_admin(role);
-	FOR privilege IN SELECT @extschema@._privileges(false) LOOP
-		EXECUTE format('REVOKE %s FROM %I', privilege, role);
-	END LOOP;
+	PERFORM @extschema@._change_privileges('REVOKE %s FROM %I', true, role);
+	PERFORM @extschema@._change_privileges('REVOKE %s FROM %I', false, role);
 END
 $$;
 COMMENT ON FUNCTION revoke_usage(text) IS 'take back what grant_usage() and grant_admin() gave';

@@ -251,28 +251,25 @@ tasksched_action_check(Oid function, const char *name)
 
 /*
  * Why tasks of an action can't be launched, in words; NULL if they can, and
- * then *function is what to call.
+ * then *found is what to call.
  */
 char *
-tasksched_action_blocked(const char *action, Oid *function)
+tasksched_action_blocked(const char *action, Action *found)
 {
 	char	   *signature;
 	Oid			registered_owner;
 	Oid			oid;
-	Action		fit;
 	const char *reason;
 
-	*function = InvalidOid;
 	if (!tasksched_store_find_action(action, &signature, &registered_owner, &oid))
 		return psprintf(_("no action \"%s\" is registered"), action);
 	if (!OidIsValid(oid))
 		return psprintf(_("the action's function %s does not exist"), signature);
-	reason = tasksched_action_unfit(oid, &fit);
+	reason = tasksched_action_unfit(oid, found);
 	if (reason != NULL)
 		return psprintf(_("the action's function %s %s"), signature, reason);
-	if (fit.function_owner != registered_owner)
+	if (found->function_owner != registered_owner)
 		return psprintf(_("the action's function %s has got another owner since it was registered"), signature);
-	*function = oid;
 	return NULL;
 }
 

@@ -8,27 +8,41 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xlog.h"
+#include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "tasksched.h"
 
-/* What is wrong with the task itself; NULL if nothing is */
-char *
-tasksched_task_blocked(const char *action, Oid owner, bool foreign)
+static bool
+database_allows_connections(void)
 {
-	Oid			function;
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	bool		result = HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
 
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return result;
+}
+
+/* What is wrong with the task itself; NULL if nothing is, and then *found is what to call */
+char *
+tasksched_task_blocked(const char *action, Oid owner, bool foreign, Action *found)
+{
 	if (foreign)
 		return pstrdup(_("the task comes from another installation; see adopt_tasks()"));
 	if (!tasksched_role_exists(owner))
 		return pstrdup(_("the role that owns the task does not exist"));
+	if (!database_allows_connections())
+		return pstrdup(_("the database does not allow connections"));
 	if (pg_database_aclcheck(MyDatabaseId, owner, ACL_CONNECT) != ACLCHECK_OK)
 		return pstrdup(_("the role that owns the task may not connect to the database"));
-	return tasksched_action_blocked(action, &function);
+	return tasksched_action_blocked(action, found);
 }
 
 /* What keeps the scheduler from running it; NULL if nothing does */
@@ -62,6 +76,7 @@ tasksched_blocked_reason_sql(PG_FUNCTION_ARGS)
 	char	   *action;
 	Oid			owner;
 	bool		foreign;
+	Action		found;
 	const char *reason;
 
 	for (int i = 0; i < 4; i++)
@@ -76,7 +91,7 @@ tasksched_blocked_reason_sql(PG_FUNCTION_ARGS)
 	owner = DatumGetObjectId(DirectFunctionCall1(tasksched_owner_oid, PG_GETARG_DATUM(1)));
 	foreign = PG_GETARG_INT64(2) != tasksched_store_installation() ||
 		PG_GETARG_OID(3) != MyDatabaseId;
-	reason = tasksched_task_blocked(action, owner, foreign);
+	reason = tasksched_task_blocked(action, owner, foreign, &found);
 	if (reason == NULL)
 		reason = scheduler_blocked(owner);
 	if (reason == NULL)

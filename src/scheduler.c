@@ -257,13 +257,19 @@ find_failing(Oid owner)
 	return NULL;
 }
 
-/* A worker of this owner has ended before it was there */
+/* A worker of this owner is there, or has ended before it was */
 static void
-note_start_failure(Oid owner)
+note_start(Oid owner, bool success)
 {
 	FailingOwner *entry = find_failing(owner);
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (success)
+	{
+		if (entry != NULL)
+			entry->owner = InvalidOid;
+		return;
+	}
 	if (entry == NULL)
 		entry = find_failing(InvalidOid);
 	if (entry == NULL)
@@ -297,10 +303,9 @@ check_starting(void)
 
 		if (note->handle != NULL && !starting)
 		{
-			FailingOwner *entry = find_failing(slots[i].owner);
-
-			if (entry != NULL)
-				entry->owner = InvalidOid;
+			/* it came, or it ended on its way from the slot to the database */
+			if (slots[i].generation == note->generation)
+				note_start(slots[i].owner, slots[i].came);
 			forget_handle(note);
 		}
 		else if (note->handle != NULL)
@@ -308,7 +313,7 @@ check_starting(void)
 			if (GetBackgroundWorkerPid(note->handle, &pid) != BGWH_STOPPED)
 				continue;
 			tasksched_slot_release(i, note->generation);
-			note_start_failure(slots[i].owner);
+			note_start(slots[i].owner, false);
 			forget_handle(note);
 			slots[i].state = SLOT_FREE;
 		}
@@ -690,24 +695,26 @@ typedef struct Round
 	int			capacity;		/* tasks that may still be claimed */
 	int			nchosen;
 	pg_uuid_t  *ids;			/* of the tasks to claim ... */
-	Candidate  *chosen;
+	const struct BlockedNote **notes;	/* ... what is known of their actions ... */
 	int		   *slots;			/* ... and the slots of their workers */
 	int			ndemands;
 	Demand	   *demands;
 	List	   *reasons;		/* BlockedNote */
 } Round;
 
+/* Whether the tasks of an action and an owner can be launched */
 typedef struct BlockedNote
 {
 	char		action[NAMEDATALEN];
 	Oid			owner;
 	bool		foreign;
 	bool		blocked;
+	Action		function;		/* what to call, unless blocked */
 } BlockedNote;
 
 /* Is a candidate blocked?  The answer is the same for all of its kind. */
-static bool
-is_blocked(Round *round, const Candidate *c)
+static const BlockedNote *
+look_up_blocked(Round *round, const Candidate *c)
 {
 	ListCell   *lc;
 	BlockedNote *note;
@@ -717,15 +724,15 @@ is_blocked(Round *round, const Candidate *c)
 		note = lfirst(lc);
 		if (note->owner == c->owner && note->foreign == c->foreign &&
 			strcmp(note->action, c->action) == 0)
-			return note->blocked;
+			return note;
 	}
 	note = palloc(sizeof(BlockedNote));
 	strlcpy(note->action, c->action, NAMEDATALEN);
 	note->owner = c->owner;
 	note->foreign = c->foreign;
-	note->blocked = tasksched_task_blocked(c->action, c->owner, c->foreign) != NULL;
+	note->blocked = tasksched_task_blocked(c->action, c->owner, c->foreign, &note->function) != NULL;
 	round->reasons = lcons(note, round->reasons);
-	return note->blocked;
+	return note;
 }
 
 /* An idle worker of the owner that is not taken yet in this round; or -1 */
@@ -768,10 +775,11 @@ add_demand(Round *round, Oid owner)
 static bool
 consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
 {
+	const BlockedNote *note = look_up_blocked(round, c);
 	FailingOwner *fails = find_failing(c->owner);
 	int			slot;
 
-	if (is_blocked(round, c))
+	if (note->blocked)
 		return true;			/* the next scan looks again */
 	if (fails != NULL && fails->not_before > now)
 	{
@@ -783,7 +791,7 @@ consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
 	if (slot >= 0 && c->run_at <= now)
 	{
 		round->ids[round->nchosen] = c->id;
-		round->chosen[round->nchosen] = *c;
+		round->notes[round->nchosen] = note;
 		round->slots[round->nchosen++] = slot;
 		return true;
 	}
@@ -850,7 +858,7 @@ hand_over(const Round *round, const TaskRef *claimed, int n)
 			if (!same_task(&round->ids[j], &claimed[i].id))
 				continue;
 			if (tasksched_slot_assign(slot, slots[slot].generation, &claimed[i],
-									  round->chosen[j].action))
+									  round->notes[j]->action, &round->notes[j]->function))
 				slots[slot].state = SLOT_READY;
 			else
 				(void) put_back(&claimed[i], END_STALE, false);
@@ -907,7 +915,7 @@ claim(void)
 		return;
 
 	round.ids = palloc(round.capacity * sizeof(pg_uuid_t));
-	round.chosen = palloc(round.capacity * sizeof(Candidate));
+	round.notes = palloc(round.capacity * sizeof(BlockedNote *));
 	round.slots = palloc(round.capacity * sizeof(int));
 	round.demands = palloc(round.capacity * sizeof(Demand));
 	claimed = palloc(round.capacity * sizeof(TaskRef));

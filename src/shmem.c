@@ -677,6 +677,7 @@ tasksched_slot_reserve(Oid owner, uint32 *generation)
 		*generation = ++slot->generation;
 		slot->dboid = MyDatabaseId;
 		slot->owner = owner;
+		slot->came = false;
 		slot->quit = false;
 		result = i;
 	}
@@ -696,7 +697,8 @@ tasksched_slot_release(int i, uint32 generation)
 
 /* Hand a claimed task to an idle worker; false if it went away meanwhile */
 bool
-tasksched_slot_assign(int i, uint32 generation, const TaskRef *task, const char *action)
+tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
+					  const char *action, const Action *function)
 {
 	TaskSlot   *slot = &shared->slots[i];
 	bool		result = false;
@@ -707,6 +709,7 @@ tasksched_slot_assign(int i, uint32 generation, const TaskRef *task, const char 
 		set_slot_state(slot, SLOT_READY);
 		slot->task = *task;
 		strlcpy(slot->action, action, NAMEDATALEN);
+		slot->function = *function;
 		slot->end = END_NOT_BEGUN;
 		SetLatch(slot->latch);
 		result = true;
@@ -896,7 +899,7 @@ tasksched_slot_attach(int i, uint32 generation)
  * first call says that the worker is there.
  */
 bool
-tasksched_slot_take(TaskRef *task, bool *quit)
+tasksched_slot_take(TaskRef *task, Action *function, bool *quit)
 {
 	bool		result = false;
 
@@ -904,11 +907,13 @@ tasksched_slot_take(TaskRef *task, bool *quit)
 	if (my_slot->state == SLOT_STARTING)
 	{
 		set_slot_state(my_slot, SLOT_IDLE);
+		my_slot->came = true;
 		wake_slot_scheduler(my_slot);
 	}
 	if (my_slot->state == SLOT_READY)
 	{
 		*task = my_slot->task;
+		*function = my_slot->function;
 		result = true;
 	}
 	*quit = my_slot->quit;

@@ -290,10 +290,13 @@ static const char *const get_tasks_sql =
  * ----------
  */
 
+static MemoryContext context_before;	/* what the next commit comes back to */
+
 /* Begin one, whatever settings the role or the database has */
 void
 tasksched_begin(void)
 {
+	context_before = CurrentMemoryContext;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	XactIsoLevel = XACT_READ_COMMITTED;
@@ -307,6 +310,7 @@ tasksched_commit(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(context_before);
 }
 
 /* ----------
@@ -336,7 +340,9 @@ enter(Entered *saved)
 	HeapTuple	tuple;
 	Oid			owner;
 
-	tasksched_store_check_extension();
+	/* for a worker, its scheduler has checked that */
+	if (!tasksched_am_worker())
+		tasksched_store_check_extension();
 
 	relid = get_relname_relid("tasks", get_namespace_oid(TASKSCHED_SCHEMA, false));
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));

@@ -28,6 +28,33 @@ typedef struct TaskRef
 	int32		launch;
 } TaskRef;
 
+/* What an action takes and returns */
+typedef enum ActionArgs
+{
+	ARGS_NONE,
+	ARGS_PARAMS,
+	ARGS_TASK,
+	ARGS_TASK_FIRST_LAUNCH
+} ActionArgs;
+
+typedef enum ActionResult
+{
+	RESULT_VOID,
+	RESULT_JSONB,
+	RESULT_OUTCOME
+} ActionResult;
+
+/* A function or procedure that can serve as an action */
+typedef struct Action
+{
+	Oid			function;
+	Oid			function_owner;
+	bool		is_procedure;
+	bool		strict;
+	ActionArgs	args;
+	ActionResult result;
+} Action;
+
 /* What a reason to look at the tasks asks of the scheduler (bits) */
 #define WAKE_DUE		0x01	/* a task may be due: see the wake's run_at */
 #define WAKE_CHECK		0x02	/* a running task may have been cancelled */
@@ -112,12 +139,14 @@ typedef struct TaskSlot
 	Oid			owner;
 	int			pid;			/* 0 until attached */
 	Latch	   *latch;			/* the worker's, NULL until attached */
+	bool		came;			/* the worker has been connected and idle */
 	bool		quit;			/* the worker shall exit when it is idle */
 	TimestampTz since;			/* start of the current state */
 
 	/* valid in READY, RUNNING, DEAD */
 	TaskRef		task;
 	char		action[NAMEDATALEN];
+	Action		function;		/* what the scheduler found for the action */
 	SlotEnd		end;			/* in DEAD */
 
 	/* valid in RUNNING */
@@ -191,7 +220,8 @@ extern bool tasksched_shortage(void);
 
 extern int	tasksched_slot_reserve(Oid owner, uint32 *generation);
 extern void tasksched_slot_release(int slot, uint32 generation);
-extern bool tasksched_slot_assign(int slot, uint32 generation, const TaskRef *task, const char *action);
+extern bool tasksched_slot_assign(int slot, uint32 generation, const TaskRef *task,
+								  const char *action, const Action *function);
 extern void tasksched_slot_reaped(int slot);
 extern bool tasksched_slot_interrupt(int slot, const TaskRef *task, int signo);
 extern void tasksched_slots_quit(Oid dboid, Oid owner, bool terminate);
@@ -199,7 +229,7 @@ extern void tasksched_slot_quit(int slot);
 extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
 
 extern bool tasksched_slot_attach(int slot, uint32 generation);
-extern bool tasksched_slot_take(TaskRef *task, bool *quit);
+extern bool tasksched_slot_take(TaskRef *task, Action *function, bool *quit);
 extern void tasksched_slot_begin(const TaskRef *task);
 extern void tasksched_slot_proceed(const TaskRef *next);
 extern void tasksched_slot_settle(bool last);
@@ -247,32 +277,6 @@ extern PGDLLEXPORT void tasksched_worker_main(Datum arg);
  * action.c: from the text of a signature to a call and its outcome
  * ----------
  */
-typedef enum ActionArgs
-{
-	ARGS_NONE,
-	ARGS_PARAMS,
-	ARGS_TASK,
-	ARGS_TASK_FIRST_LAUNCH
-} ActionArgs;
-
-typedef enum ActionResult
-{
-	RESULT_VOID,
-	RESULT_JSONB,
-	RESULT_OUTCOME
-} ActionResult;
-
-/* A function or procedure that can serve as an action */
-typedef struct Action
-{
-	Oid			function;
-	Oid			function_owner;
-	bool		is_procedure;
-	bool		strict;
-	ActionArgs	args;
-	ActionResult result;
-} Action;
-
 /* Status of a task, in the order of the SQL type */
 typedef enum TaskStatus
 {
@@ -298,7 +302,7 @@ extern const char *tasksched_action_unfit(Oid function, Action *action);
 extern Oid	tasksched_action_find(const char *name);
 extern void tasksched_action_check(Oid function, const char *name);
 extern char *tasksched_action_signature(Oid function);
-extern char *tasksched_action_blocked(const char *action, Oid *function);
+extern char *tasksched_action_blocked(const char *action, Action *found);
 extern void tasksched_action_call(const Action *action, Datum task, Datum params, bool params_null,
 								  bool first_launch, Outcome *outcome, MemoryContext cxt);
 extern void tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt);
@@ -308,7 +312,7 @@ extern Jsonb *tasksched_error_details(ErrorData *edata);
  * blocked.c: why a due task can't run
  * ----------
  */
-extern char *tasksched_task_blocked(const char *action, Oid owner, bool foreign);
+extern char *tasksched_task_blocked(const char *action, Oid owner, bool foreign, Action *found);
 
 /* ----------
  * store.c: the only SQL on our tables
@@ -402,6 +406,7 @@ extern bool tasksched_store_finish(const TaskRef *task, const Outcome *outcome);
  * worker.c: the task that this process runs
  * ----------
  */
+extern bool tasksched_am_worker(void);
 extern uint32 tasksched_settings_fingerprint(Oid owner);
 extern bool tasksched_in_action(void);
 extern bool tasksched_worker_holds(const pg_uuid_t *id);

@@ -89,7 +89,14 @@ static struct
 static MemoryContext launch_cxt;	/* reset after each launch */
 
 static WorkerArgs my_args;
+static bool am_worker = false;
 static volatile bool role_changed = false;
+
+bool
+tasksched_am_worker(void)
+{
+	return am_worker;
+}
 
 /* ----------
  * Staged changes
@@ -328,17 +335,31 @@ is_stale(void)
 }
 
 /*
- * Read the task and find its action; false if there is nothing to run.  If the
+ * Is the function still what the scheduler has found?  That was a moment ago,
+ * or for a stage that goes on at once, a while.
+ */
+static char *
+recheck_action(Action *action, bool found_now)
+{
+	Oid			owner = action->function_owner;
+
+	if (found_now && tasksched_action_unfit(action->function, action) == NULL &&
+		action->function_owner == owner)
+		return NULL;
+	return tasksched_action_blocked(current.row.action, action);
+}
+
+/*
+ * Read the task and check its action; false if there is nothing to run.  If the
  * launch can't begin, the process ends and the scheduler undoes the claim.
  */
 static bool
-prepare_launch(Action *action)
+prepare_launch(Action *action, bool found_now)
 {
 	char	   *blocked = NULL;
 	bool		stale;
 	bool		found = false;
 	MemoryContext old;
-	Oid			function;
 
 	tasksched_begin();
 	stale = is_stale();
@@ -347,9 +368,7 @@ prepare_launch(Action *action)
 		old = MemoryContextSwitchTo(launch_cxt);
 		found = tasksched_store_read(&current.ref, &current.row);
 		if (found)
-			blocked = tasksched_action_blocked(current.row.action, &function);
-		if (found && blocked == NULL)
-			(void) tasksched_action_unfit(function, action);
+			blocked = recheck_action(action, found_now);
 		MemoryContextSwitchTo(old);
 	}
 	tasksched_commit();
@@ -371,9 +390,10 @@ may_proceed(void)
 {
 	TaskDatabase db;
 	TaskRef		ignored;
+	Action		also_ignored;
 	bool		quit;
 
-	(void) tasksched_slot_take(&ignored, &quit);
+	(void) tasksched_slot_take(&ignored, &also_ignored, &quit);
 	return tasksched_enabled && !quit && !ConfigReloadPending &&
 		tasksched_database_copy(MyDatabaseId, &db) && !db.paused;
 }
@@ -499,11 +519,9 @@ show_activity(void)
  * current.ref, follows at once.
  */
 static bool
-run_launch(void)
+run_launch(Action *action, bool found_now)
 {
-	Action		action;
-
-	if (!prepare_launch(&action))
+	if (!prepare_launch(action, found_now))
 	{
 		tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
 		return false;
@@ -515,7 +533,7 @@ run_launch(void)
 	RESUME_CANCEL_INTERRUPTS();
 	PG_TRY();
 	{
-		run_action(&action);
+		run_action(action);
 		HOLD_CANCEL_INTERRUPTS();
 	}
 	PG_CATCH();
@@ -555,9 +573,10 @@ reset_session(void)
 }
 
 static void
-run_task(const TaskRef *task)
+run_task(const TaskRef *task, Action *action)
 {
 	bool		again;
+	bool		first = true;
 
 	memset(&current, 0, sizeof(current));
 	current.ref = *task;
@@ -568,7 +587,8 @@ run_task(const TaskRef *task)
 		memset(&current, 0, sizeof(current));
 		current.ref = ref;
 		current.committed.run_at = DT_NOEND;
-		again = run_launch();
+		again = run_launch(action, first);
+		first = false;
 		debug_query_string = NULL;
 		MemoryContextReset(launch_cxt);
 		reset_session();
@@ -640,7 +660,7 @@ connect_as_owner(void)
  * only from a slot that is left, or a task could be handed over too late.
  */
 static bool
-wait_for_next(bool first, TaskRef *task)
+wait_for_next(bool first, TaskRef *task, Action *action)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
@@ -659,7 +679,7 @@ wait_for_next(bool first, TaskRef *task)
 		if (catchupInterruptPending)
 			ProcessCatchupInterrupt();
 
-		if (tasksched_slot_take(task, &quit))
+		if (tasksched_slot_take(task, action, &quit))
 			return true;
 		timeout = first ? Max(tasksched_worker_idle_timeout, FIRST_TASK_MS) : tasksched_worker_idle_timeout;
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
@@ -673,12 +693,35 @@ wait_for_next(bool first, TaskRef *task)
 	}
 }
 
+/*
+ * Say that we are there, and while the scheduler claims a task for us, plan the
+ * statement that its launch will begin with.
+ */
+static void
+announce(void)
+{
+	TaskRef		task = {0};
+	Action		action;
+	TaskRow		row;
+	bool		quit;
+
+	if (tasksched_slot_take(&task, &action, &quit))
+		return;
+	tasksched_begin();
+	MemoryContextSwitchTo(launch_cxt);
+	(void) tasksched_store_read(&task, &row);
+	tasksched_commit();
+	MemoryContextReset(launch_cxt);
+}
+
 void
 tasksched_worker_main(Datum arg)
 {
 	TaskRef		task;
+	Action		action;
 	bool		first = true;
 
+	am_worker = true;
 	memcpy(&my_args, MyBgworkerEntry->bgw_extra, sizeof(my_args));
 
 	/*
@@ -697,11 +740,12 @@ tasksched_worker_main(Datum arg)
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 	pgstat_report_activity(STATE_IDLE, NULL);
+	announce();
 
-	while (wait_for_next(first, &task))
+	while (wait_for_next(first, &task, &action))
 	{
 		first = false;
-		run_task(&task);
+		run_task(&task, &action);
 	}
 	proc_exit(0);
 }
