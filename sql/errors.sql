@@ -69,6 +69,7 @@ SELECT error_of($$SELECT tasksched.schedule_tasks('[{"action": "noop"}, {"action
 SELECT error_of($$SELECT tasksched.schedule_tasks('[{"action": 1}]')$$);
 SELECT error_of($$SELECT tasksched.schedule_tasks('[{}]')$$);
 SELECT error_of($$SELECT tasksched.schedule_tasks('[{"action": "noop"}, {"action": "unheard of"}]')$$);
+SELECT error_of($$SELECT tasksched.schedule_tasks('[{"action": "unheard of"}, {"action": "noop", "when": "now"}]')$$);
 SELECT error_of($$SELECT tasksched.schedule_tasks('[{"action": "noop", "run_at": "whenever"}]')$$);
 SELECT error_of($$SELECT tasksched.schedule_tasks('[{"action": "noop", "run_at": "tomorrow", "delay": "1 s"}]')$$);
 

@@ -389,6 +389,19 @@ SELECT tasksched.schedule_task('noop') AS id \gset
 SELECT status FROM tasksched.wait_for_task(:'id', '30 s');
 
 --
+-- The owner can be compared with roles and names, and grouped by
+--
+SELECT count(*) > 0 AS by_literal FROM tasksched.tasks WHERE owner = 'postgres' OR owner <> 'postgres';
+SELECT bool_and(owner = current_user::regrole) AS by_role, bool_and(owner = current_user) AS by_name,
+	bool_and(owner::oid = current_user::regrole::oid) AS by_oid, bool_and(pg_has_role(owner, 'USAGE')) AS in_functions
+FROM tasksched.tasks;
+SELECT count(*) FROM (SELECT DISTINCT owner FROM tasksched.tasks) o;
+SELECT count(*) FROM (SELECT owner FROM tasksched.tasks GROUP BY owner ORDER BY owner) o;
+SELECT v[1] OPERATOR(tasksched.<) v[2], v[1] OPERATOR(tasksched.<=) v[1], v[2] OPERATOR(tasksched.>) v[1],
+	v[2] OPERATOR(tasksched.>=) v[2], v[1] OPERATOR(tasksched.=) v[2], v[1] OPERATOR(tasksched.<>) v[2]
+FROM (SELECT '{a,b}'::tasksched.task_owner[] v) x;
+
+--
 -- adopt_tasks: tasks of another installation, or of another database, are held
 --
 SELECT tasksched.adopt_tasks() AS none;

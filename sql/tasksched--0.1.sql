@@ -73,21 +73,71 @@ COMMENT ON CAST (regrole AS task_owner) IS 'the role as a task_owner';
 
 CREATE FUNCTION task_owner_eq(task_owner, task_owner) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'tasksched_owner_eq' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_eq(task_owner, task_owner) IS 'implementation of = operator';
 CREATE FUNCTION task_owner_ne(task_owner, task_owner) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'tasksched_owner_ne' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_ne(task_owner, task_owner) IS 'implementation of <> operator';
+CREATE FUNCTION task_owner_lt(task_owner, task_owner) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'tasksched_owner_lt' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_lt(task_owner, task_owner) IS 'implementation of < operator';
+CREATE FUNCTION task_owner_le(task_owner, task_owner) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'tasksched_owner_le' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_le(task_owner, task_owner) IS 'implementation of <= operator';
+CREATE FUNCTION task_owner_gt(task_owner, task_owner) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'tasksched_owner_gt' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_gt(task_owner, task_owner) IS 'implementation of > operator';
+CREATE FUNCTION task_owner_ge(task_owner, task_owner) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'tasksched_owner_ge' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_ge(task_owner, task_owner) IS 'implementation of >= operator';
+CREATE FUNCTION task_owner_cmp(task_owner, task_owner) RETURNS integer
+	AS 'MODULE_PATHNAME', 'tasksched_owner_cmp' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_cmp(task_owner, task_owner) IS 'less-equal-greater';
+CREATE FUNCTION task_owner_hash(task_owner) RETURNS integer
+	AS 'MODULE_PATHNAME', 'tasksched_owner_hash' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION task_owner_hash(task_owner) IS 'hash';
 
 CREATE OPERATOR = (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_eq,
-	COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel
+	COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES
 );
+COMMENT ON OPERATOR = (task_owner, task_owner) IS 'the same role';
 CREATE OPERATOR <> (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_ne,
 	COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel
 );
-COMMENT ON FUNCTION task_owner_eq(task_owner, task_owner) IS 'implementation of = operator';
-COMMENT ON FUNCTION task_owner_ne(task_owner, task_owner) IS 'implementation of <> operator';
-COMMENT ON OPERATOR = (task_owner, task_owner) IS 'the same role';
 COMMENT ON OPERATOR <> (task_owner, task_owner) IS 'another role';
+CREATE OPERATOR < (
+	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_lt,
+	COMMUTATOR = >, NEGATOR = >=, RESTRICT = scalarltsel, JOIN = scalarltjoinsel
+);
+COMMENT ON OPERATOR < (task_owner, task_owner) IS 'before, by name';
+CREATE OPERATOR <= (
+	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_le,
+	COMMUTATOR = >=, NEGATOR = >, RESTRICT = scalarlesel, JOIN = scalarlejoinsel
+);
+COMMENT ON OPERATOR <= (task_owner, task_owner) IS 'before or the same, by name';
+CREATE OPERATOR > (
+	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_gt,
+	COMMUTATOR = <, NEGATOR = <=, RESTRICT = scalargtsel, JOIN = scalargtjoinsel
+);
+COMMENT ON OPERATOR > (task_owner, task_owner) IS 'after, by name';
+CREATE OPERATOR >= (
+	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_ge,
+	COMMUTATOR = <=, NEGATOR = <, RESTRICT = scalargesel, JOIN = scalargejoinsel
+);
+COMMENT ON OPERATOR >= (task_owner, task_owner) IS 'after or the same, by name';
+
+CREATE OPERATOR FAMILY task_owner_ops USING btree;
+CREATE OPERATOR CLASS task_owner_ops DEFAULT FOR TYPE task_owner USING btree FAMILY task_owner_ops AS
+	OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >,
+	FUNCTION 1 task_owner_cmp(task_owner, task_owner);
+CREATE OPERATOR FAMILY task_owner_ops USING hash;
+CREATE OPERATOR CLASS task_owner_ops DEFAULT FOR TYPE task_owner USING hash FAMILY task_owner_ops AS
+	OPERATOR 1 =, FUNCTION 1 task_owner_hash(task_owner);
+COMMENT ON OPERATOR FAMILY task_owner_ops USING btree IS 'order by name, for sorting and grouping';
+COMMENT ON OPERATOR CLASS task_owner_ops USING btree IS 'order by name, for sorting and grouping';
+COMMENT ON OPERATOR FAMILY task_owner_ops USING hash IS 'equality of names, for grouping and joins';
+COMMENT ON OPERATOR CLASS task_owner_ops USING hash IS 'equality of names, for grouping and joins';
 
 -- What actions receive and get_task() returns.  It only ever grows at its end.
 CREATE TYPE task AS (
@@ -507,17 +557,27 @@ END
 $$;
 COMMENT ON FUNCTION revoke_usage(text) IS 'take back what grant_usage() and grant_admin() gave';
 
+-- ... nor to anybody else, whatever ALTER DEFAULT PRIVILEGES says
 DO $$
 DECLARE
-	object text;
+	command text;
 BEGIN
-	FOR object IN
-		SELECT 'FUNCTION ' || oid::regprocedure
-		FROM pg_catalog.pg_proc WHERE pronamespace = '@extschema@'::regnamespace
-		UNION ALL
-		SELECT 'TYPE @extschema@.' || unnest('{task,outcome,task_status,task_owner}'::text[])
+	FOR command IN
+		SELECT format('REVOKE ALL ON %s FROM %s', o.object, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+		FROM (
+			SELECT 'FUNCTION ' || oid::regprocedure, coalesce(proacl, acldefault('f', proowner)), proowner
+			FROM pg_catalog.pg_proc WHERE pronamespace = '@extschema@'::regnamespace
+			UNION ALL
+			SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || oid::regclass, relacl, relowner
+			FROM pg_catalog.pg_class WHERE relnamespace = '@extschema@'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
+			UNION ALL
+			SELECT 'TYPE ' || oid::regtype, coalesce(typacl, acldefault('T', typowner)), typowner
+			FROM pg_catalog.pg_type WHERE typnamespace = '@extschema@'::regnamespace AND typelem = 0
+		) o(object, acl, owner), LATERAL aclexplode(o.acl) a
+		WHERE a.grantee <> o.owner
+		GROUP BY 1
 	LOOP
-		EXECUTE 'REVOKE ALL ON ' || object || ' FROM PUBLIC';
+		EXECUTE command;
 	END LOOP;
 END
 $$;

@@ -277,13 +277,12 @@ read_object(JsonbContainer *container, int index, TaskObject *task)
 	}
 }
 
-/* Schedule the task of one object */
-static void
-schedule_object(const TaskObject *task, TimestampTz now, pg_uuid_t *id)
+/* Check the arguments of one object; returns its due time */
+static TimestampTz
+check_object(const TaskObject *task, TimestampTz now)
 {
 	TimestampTz run_at = 0;
 	Interval   *delay = NULL;
-	TimestampTz due;
 
 	tasksched_check_action_name(task->action);
 	if (task->run_at)
@@ -292,10 +291,7 @@ schedule_object(const TaskObject *task, TimestampTz now, pg_uuid_t *id)
 	if (task->delay)
 		delay = DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(task->delay),
 													  ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-	due = due_time(task->run_at ? &run_at : NULL, delay, now);
-	check_action_exists(task->action);
-	tasksched_uuid_generate(id);
-	tasksched_store_insert_task(id, task->action, due, task->resource_id, task->params, now);
+	return due_time(task->run_at ? &run_at : NULL, delay, now);
 }
 
 PG_FUNCTION_INFO_V1(tasksched_schedule_tasks_jsonb);
@@ -305,6 +301,9 @@ tasksched_schedule_tasks_jsonb(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	TimestampTz now = GetCurrentTimestamp();
 	Jsonb	   *array;
+	TaskObject *tasks;
+	TimestampTz *due;
+	int			n;
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
@@ -316,18 +315,29 @@ tasksched_schedule_tasks_jsonb(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("tasks must be an array of objects")));
 
-	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	for (int i = 0; i < (int) JB_ROOT_COUNT(array); i++)
+	n = JB_ROOT_COUNT(array);
+	tasks = palloc(Max(n, 1) * sizeof(TaskObject));
+	due = palloc(Max(n, 1) * sizeof(TimestampTz));
+	for (int i = 0; i < n; i++)
 	{
 		JsonbValue *value = getIthJsonbValueFromContainer(&array->root, i);
-		TaskObject	task;
+
+		if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
+			bad_object(i, _("The element is not an object."));
+		read_object(value->val.binary.data, i, &tasks[i]);
+		due[i] = check_object(&tasks[i], now);
+	}
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	for (int i = 0; i < n; i++)
+	{
 		pg_uuid_t	id;
 
 		CHECK_FOR_INTERRUPTS();
-		if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
-			bad_object(i, _("The element is not an object."));
-		read_object(value->val.binary.data, i, &task);
-		schedule_object(&task, now, &id);
+		check_action_exists(tasks[i].action);
+		tasksched_uuid_generate(&id);
+		tasksched_store_insert_task(&id, tasks[i].action, due[i], tasks[i].resource_id,
+									tasks[i].params, now);
 		return_id(rsinfo, &id);
 	}
 	tasksched_warn_if_not_preloaded();

@@ -30,6 +30,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/sinval.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -148,9 +149,9 @@ read_databases(void)
 
 /* Register a scheduler; false if no background worker slot is free */
 static bool
-start_scheduler(KnownDatabase *db)
+start_scheduler(KnownDatabase *db, bool net)
 {
-	SchedulerArgs args = {.dboid = db->dboid};
+	SchedulerArgs args = {.dboid = db->dboid, .net = net};
 	BackgroundWorker worker = {0};
 	MemoryContext old;
 	bool		ok;
@@ -234,6 +235,15 @@ wanted_at(KnownDatabase *db, const TaskDatabase *info)
 	return Max(at, db->not_before);
 }
 
+/* Is a scheduler wanted just because there was none for so long? */
+static bool
+is_for_net(KnownDatabase *db, const TaskDatabase *info, TimestampTz now)
+{
+	return db->probed && info != NULL && info->clean_exit &&
+		pg_atomic_read_u32(unconstify(pg_atomic_uint32 *, &info->wake)) == 0 &&
+		info->next_due - START_AHEAD_MS * INT64CONST(1000) > now;
+}
+
 static bool
 is_running(KnownDatabase *db, const TaskDatabase *info)
 {
@@ -304,7 +314,7 @@ take_turns(const TaskDatabase *infos, int n, TimestampTz now)
 	for (int i = 0; i < n; i++)
 		tasksched_database_set_yield(infos[i].dboid, OidIsValid(turn) && infos[i].dboid != turn);
 	if (holder != NULL && !is_running(holder, holder_info) && wanted_at(holder, holder_info) <= now)
-		(void) start_scheduler(holder);
+		(void) start_scheduler(holder, is_for_net(holder, holder_info, now));
 }
 
 /* ----------
@@ -332,7 +342,7 @@ start_wanted(const TaskDatabase *infos, int n, TimestampTz now)
 
 		if (is_running(db, info) || wanted_at(db, info) > now || (!db->probed && probing))
 			continue;
-		if (!start_scheduler(db))
+		if (!start_scheduler(db, is_for_net(db, info, now)))
 			return;
 		probing |= !db->probed;
 	}
@@ -404,7 +414,11 @@ tasksched_launcher_main(Datum arg)
 			for (int i = 0; i < nknown; i++)
 				known[i].probed = false;
 		}
-		if (tasksched_launcher_take_new_databases() || GetCurrentTimestamp() >= next_read)
+		if (catchupInterruptPending)
+			ProcessCatchupInterrupt();
+		/* or the clock has gone back */
+		if (tasksched_launcher_take_new_databases() || GetCurrentTimestamp() >= next_read ||
+			next_read > TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval))
 		{
 			read_databases();
 			next_read = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval);

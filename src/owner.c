@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_authid.h"
+#include "common/hashfn.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -122,25 +123,43 @@ tasksched_owner_from_role(PG_FUNCTION_ARGS)
 	PG_RETURN_POINTER(make_owner(role, GetUserNameFromId(role, false)));
 }
 
-/* Two values are equal if they mean the same role or, for unknown ones, name */
-static bool
-owner_equal(TaskOwner *a, TaskOwner *b)
+/*
+ * Values are compared by the names that they print, so a known role equals an
+ * unknown one of the same name.  Names may change, so don't make an index.
+ */
+static int
+owner_compare(FunctionCallInfo fcinfo)
 {
-	if (OidIsValid(a->role) && OidIsValid(b->role))
-		return a->role == b->role;
-	return strcmp(owner_name(a), owner_name(b)) == 0;
+	return strcmp(owner_name(PG_GETARG_OWNER(0)), owner_name(PG_GETARG_OWNER(1)));
 }
 
-PG_FUNCTION_INFO_V1(tasksched_owner_eq);
-Datum
-tasksched_owner_eq(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(owner_equal(PG_GETARG_OWNER(0), PG_GETARG_OWNER(1)));
+#define OWNER_COMPARISON(name, op) \
+PG_FUNCTION_INFO_V1(tasksched_owner_##name); \
+Datum \
+tasksched_owner_##name(PG_FUNCTION_ARGS) \
+{ \
+	PG_RETURN_BOOL(owner_compare(fcinfo) op 0); \
 }
 
-PG_FUNCTION_INFO_V1(tasksched_owner_ne);
+OWNER_COMPARISON(eq, ==)
+OWNER_COMPARISON(ne, !=)
+OWNER_COMPARISON(lt, <)
+OWNER_COMPARISON(le, <=)
+OWNER_COMPARISON(gt, >)
+OWNER_COMPARISON(ge, >=)
+
+PG_FUNCTION_INFO_V1(tasksched_owner_cmp);
 Datum
-tasksched_owner_ne(PG_FUNCTION_ARGS)
+tasksched_owner_cmp(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(!owner_equal(PG_GETARG_OWNER(0), PG_GETARG_OWNER(1)));
+	PG_RETURN_INT32(owner_compare(fcinfo));
+}
+
+PG_FUNCTION_INFO_V1(tasksched_owner_hash);
+Datum
+tasksched_owner_hash(PG_FUNCTION_ARGS)
+{
+	const char *name = owner_name(PG_GETARG_OWNER(0));
+
+	return hash_any((const unsigned char *) name, strlen(name));
 }

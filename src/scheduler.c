@@ -35,6 +35,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/sinval.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -118,7 +119,9 @@ static TimestampTz next_scan = 0;
 static TimestampTz retry_at = DT_NOEND; /* of something that could not be done */
 static TimestampTz revisit_at = DT_NOEND;	/* when to look again at tasks that were passed by */
 static TimestampTz last_busy;
+static bool for_net;			/* started only to have a look */
 static bool paused;
+static bool purging;
 static bool no_slot;
 
 static MemoryContext queue_cxt;
@@ -317,7 +320,7 @@ check_starting(void)
 			forget_handle(note);
 			slots[i].state = SLOT_FREE;
 		}
-		else if (starting && now - slots[i].since > START_TIMEOUT_US)
+		else if (starting && slots[i].pid == 0 && now - slots[i].since > START_TIMEOUT_US)
 			tasksched_slot_release(i, slots[i].generation);
 	}
 }
@@ -486,7 +489,7 @@ check_superseded(void)
 
 	for (int i = 0; i < nslots; i++)
 	{
-		if (slots[i].state == SLOT_RUNNING)
+		if (slots[i].state == SLOT_READY || slots[i].state == SLOT_RUNNING)
 			running[n++] = slots[i].task;
 	}
 	if (n == 0)
@@ -502,7 +505,7 @@ check_superseded(void)
 		{
 			SlotNote   *note = &notes[j];
 
-			if (slots[j].state != SLOT_RUNNING ||
+			if ((slots[j].state != SLOT_READY && slots[j].state != SLOT_RUNNING) ||
 				!same_task(&slots[j].task.id, &superseded[i].id))
 				continue;
 			if (note->interrupts > 0 && note->interrupted.launch == superseded[i].launch &&
@@ -525,7 +528,8 @@ send_interrupts(void)
 	{
 		SlotNote   *note = &notes[i];
 
-		if (note->interrupts == 0 || note->interrupt_at > now)
+		if (note->interrupts == 0 ||
+			(note->interrupt_at > now && note->interrupt_at <= now + INTERRUPT_AGAIN_US))
 			continue;
 		if (!tasksched_slot_interrupt(i, &note->interrupted,
 									  note->interrupts > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
@@ -598,19 +602,15 @@ resume_orphans(void)
 	}
 }
 
-/* Delete old finished tasks, in batches */
+/* Delete old finished tasks, a batch in each round until there are no more */
 static void
 purge(void)
 {
-	int			n;
-
-	do
-	{
-		CHECK_FOR_INTERRUPTS();
-		tasksched_begin();
-		n = tasksched_store_purge(PURGE_ROWS);
-		tasksched_commit();
-	} while (n == PURGE_ROWS);
+	tasksched_begin();
+	purging = tasksched_store_purge(PURGE_ROWS) == PURGE_ROWS;
+	tasksched_commit();
+	if (purging)
+		retry_by(GetCurrentTimestamp());
 }
 
 /* Warn of tasks that are active without an update, once a day for each */
@@ -673,8 +673,7 @@ scan(void)
 
 	last_scan = GetCurrentTimestamp();
 	next_scan = TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval);
-
-	purge();
+	purging = true;
 }
 
 /* ----------
@@ -958,6 +957,12 @@ scheduler_round(void)
 	TimestampTz wake_run_at;
 	int			wake = tasksched_database_take_wake(&wake_run_at);
 
+	/* the clock may have gone back */
+	next_scan = Min(next_scan, TimestampTzPlusMilliseconds(now, tasksched_reconcile_interval));
+	if (revisit_at != DT_NOEND)
+		revisit_at = Min(revisit_at, next_scan);
+	last_busy = Min(last_busy, now);
+
 	retry_at = DT_NOEND;
 	refresh_slots();
 	if (wake_run_at != DT_NOEND)
@@ -977,6 +982,8 @@ scheduler_round(void)
 	send_interrupts();
 	if (tasksched_enabled && !paused)
 		claim();
+	if (purging)
+		purge();
 	report();
 }
 
@@ -998,8 +1005,12 @@ check_exit(void)
 			tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
 		exit_cleanly();
 	}
-	if (now - last_busy >= tasksched_scheduler_idle_timeout * USECS_PER_SEC)
-		exit_cleanly();
+	if (for_net || now - last_busy >= tasksched_scheduler_idle_timeout * USECS_PER_SEC)
+	{
+		if (last_busy != now)
+			exit_cleanly();
+		for_net = false;
+	}
 }
 
 /* When something has to be done next, if nobody wakes us before */
@@ -1139,6 +1150,7 @@ tasksched_scheduler_main(Datum arg)
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	if (!tasksched_database_attach(args.dboid))
 		proc_exit(0);
+	for_net = args.net;
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	pqsignal(SIGINT, SIG_IGN);
@@ -1159,6 +1171,9 @@ tasksched_scheduler_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 			next_scan = 0;
 		}
+
+		if (catchupInterruptPending)
+			ProcessCatchupInterrupt();
 
 		PG_TRY();
 		{

@@ -21,7 +21,8 @@
  * committed.  If some process crashes, the postmaster sends SIGQUIT to all
  * others, and the workers' handler marks their places innocent.  A place that
  * is armed and not innocent when the postmaster sets up the new shared memory
- * was that of the culprit.
+ * was that of the culprit.  The parallel workers of an action are counted in its
+ * place while they live: one that crashes the server stays counted.
  */
 #include "postgres.h"
 
@@ -72,6 +73,7 @@ typedef struct CrashPlace
 {
 	volatile sig_atomic_t armed;
 	volatile sig_atomic_t innocent;
+	pg_atomic_uint32 helpers;	/* parallel workers of the action, but for innocent ones */
 	Suspect		launch;
 } CrashPlace;
 
@@ -139,7 +141,9 @@ collect_suspects(void)
 	{
 		CrashPlace *place = &board->places[i];
 
-		if (place->armed && !place->innocent && board->nsuspects < n)
+		bool		guilty = !place->innocent || pg_atomic_read_u32(&place->helpers) > 0;
+
+		if (place->armed && guilty && board->nsuspects < n)
 			board->suspects[board->nsuspects++] = place->launch;
 	}
 	memset(board->places, 0, n * sizeof(CrashPlace));
@@ -710,6 +714,7 @@ tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 		slot->task = *task;
 		strlcpy(slot->action, action, NAMEDATALEN);
 		slot->function = *function;
+		slot->superseded = false;
 		slot->end = END_NOT_BEGUN;
 		SetLatch(slot->latch);
 		result = true;
@@ -728,7 +733,10 @@ tasksched_slot_reaped(int i)
 	LWLockRelease(shared->lock);
 }
 
-/* Signal the worker that runs this very launch; false if it no longer does */
+/*
+ * Signal the worker that runs this very launch, or keep it from beginning it;
+ * false if neither is called for any more.
+ */
 bool
 tasksched_slot_interrupt(int i, const TaskRef *task, int signo)
 {
@@ -736,11 +744,15 @@ tasksched_slot_interrupt(int i, const TaskRef *task, int signo)
 	bool		result = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (slot->state == SLOT_RUNNING && slot->task.launch == task->launch &&
+	if ((slot->state == SLOT_READY || slot->state == SLOT_RUNNING) &&
+		slot->task.launch == task->launch &&
 		memcmp(&slot->task.id, &task->id, sizeof(pg_uuid_t)) == 0)
 	{
-		kill(slot->pid, signo);
-		result = true;
+		if (slot->state == SLOT_READY)
+			slot->superseded = true;
+		else
+			kill(slot->pid, signo);
+		result = slot->state == SLOT_RUNNING;
 	}
 	LWLockRelease(shared->lock);
 	return result;
@@ -834,6 +846,55 @@ handle_sigquit(SIGNAL_ARGS)
 	SignalHandlerForCrashExit(postgres_signal_arg);
 }
 
+static CrashPlace *leaders_place = NULL;	/* in a parallel worker of an action */
+
+static void
+helper_leave(void)
+{
+	CrashPlace *place = leaders_place;
+
+	leaders_place = NULL;
+	if (place != NULL)
+		pg_atomic_fetch_sub_u32(&place->helpers, 1);
+}
+
+static void
+helper_detach(int code, Datum arg)
+{
+	helper_leave();
+}
+
+/* SIGQUIT in a parallel worker */
+static void
+handle_helper_sigquit(SIGNAL_ARGS)
+{
+	helper_leave();
+	SignalHandlerForCrashExit(postgres_signal_arg);
+}
+
+/* In a parallel worker: if its leader runs a task, join it on the crash board */
+void
+tasksched_helper_attach(void)
+{
+	int			leader = MyProc->lockGroupLeader ? MyProc->lockGroupLeader->pid : 0;
+	int			found = -1;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < tasksched_slot_count() && found < 0; i++)
+	{
+		if (shared->slots[i].state == SLOT_RUNNING && shared->slots[i].pid == leader)
+			found = i;
+	}
+	LWLockRelease(shared->lock);
+	if (found < 0)
+		return;
+
+	before_shmem_exit(helper_detach, 0);
+	pqsignal(SIGQUIT, handle_helper_sigquit);
+	pg_atomic_fetch_add_u32(&board->places[found].helpers, 1);
+	leaders_place = &board->places[found];
+}
+
 /* SIGTERM: remember that the end is not our doing */
 static void
 handle_sigterm(SIGNAL_ARGS)
@@ -921,11 +982,15 @@ tasksched_slot_take(TaskRef *task, Action *function, bool *quit)
 	return result;
 }
 
-/* The action is about to be called, for this launch */
-void
+/*
+ * The action is about to be called, for this launch; false if it shall not,
+ * since the task was cancelled after it was read.
+ */
+bool
 tasksched_slot_begin(const TaskRef *task)
 {
 	CrashPlace *place = my_place();
+	bool		begun = false;
 
 	place->armed = false;
 	place->innocent = false;
@@ -935,13 +1000,20 @@ tasksched_slot_begin(const TaskRef *task)
 	place->armed = true;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	set_slot_state(my_slot, SLOT_RUNNING);
-	my_slot->task = *task;
-	my_slot->end = END_CRASHED;
-	my_slot->has_progress = false;
-	my_slot->done = my_slot->total = -1;
-	my_slot->note[0] = '\0';
+	if (!my_slot->superseded)
+	{
+		set_slot_state(my_slot, SLOT_RUNNING);
+		my_slot->task = *task;
+		my_slot->end = END_CRASHED;
+		my_slot->has_progress = false;
+		my_slot->done = my_slot->total = -1;
+		my_slot->note[0] = '\0';
+		begun = true;
+	}
 	LWLockRelease(shared->lock);
+	if (!begun)
+		place->armed = false;
+	return begun;
 }
 
 /* This launch's outcome is committed, and with it the claim of the next one */
@@ -951,6 +1023,7 @@ tasksched_slot_proceed(const TaskRef *next)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	set_slot_state(my_slot, SLOT_READY);
 	my_slot->task = *next;
+	my_slot->superseded = false;
 	my_slot->end = END_NOT_BEGUN;
 	LWLockRelease(shared->lock);
 	my_place()->armed = false;

@@ -16,10 +16,12 @@
  */
 #include "postgres.h"
 
+#include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/guc.h"
@@ -41,6 +43,7 @@ int			tasksched_scheduler_idle_timeout = 600;
 int			tasksched_max_crashes = 3;
 
 static object_access_hook_type prev_object_access_hook = NULL;
+static ExecutorStart_hook_type prev_executor_start_hook = NULL;
 
 /* What to tell at the end of the current transaction */
 static struct
@@ -146,6 +149,23 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 		pending.flags |= WAKE_SCAN | WAKE_CHECK;
 }
 
+/* A parallel worker that runs a part of an action's query, for its first time */
+static void
+executor_start(QueryDesc *queryDesc, int eflags)
+{
+	static bool attached = false;
+
+	if (IsParallelWorker() && !attached)
+	{
+		attached = true;
+		tasksched_helper_attach();
+	}
+	if (prev_executor_start_hook)
+		prev_executor_start_hook(queryDesc, eflags);
+	else
+		standard_ExecutorStart(queryDesc, eflags);
+}
+
 static void
 define_settings(void)
 {
@@ -215,5 +235,7 @@ _PG_init(void)
 	RegisterResourceReleaseCallback(release_callback, NULL);
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
+	prev_executor_start_hook = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
 	tasksched_commands_init();
 }

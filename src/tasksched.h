@@ -147,6 +147,7 @@ typedef struct TaskSlot
 	TaskRef		task;
 	char		action[NAMEDATALEN];
 	Action		function;		/* what the scheduler found for the action */
+	bool		superseded;		/* the launch shall not begin */
 	SlotEnd		end;			/* in DEAD */
 
 	/* valid in RUNNING */
@@ -230,13 +231,14 @@ extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
 
 extern bool tasksched_slot_attach(int slot, uint32 generation);
 extern bool tasksched_slot_take(TaskRef *task, Action *function, bool *quit);
-extern void tasksched_slot_begin(const TaskRef *task);
+extern bool tasksched_slot_begin(const TaskRef *task);
 extern void tasksched_slot_proceed(const TaskRef *next);
 extern void tasksched_slot_settle(bool last);
 extern bool tasksched_slot_leave(void);
 extern void tasksched_slot_end(SlotEnd end);
 extern bool tasksched_slot_progress(const int64 *done, const int64 *total, const char *note);
 
+extern void tasksched_helper_attach(void);
 extern Suspect *tasksched_suspects_copy(Oid dboid, int *n);
 extern void tasksched_suspect_forget(const Suspect *suspect);
 
@@ -255,6 +257,7 @@ extern void tasksched_waiters_leave(void);
 typedef struct SchedulerArgs
 {
 	Oid			dboid;
+	bool		net;			/* for no other reason than to have a look */
 } SchedulerArgs;
 
 /* What a scheduler tells a worker it starts (bgw_extra) */

@@ -87,6 +87,7 @@ static struct
 }			current;
 
 static MemoryContext launch_cxt;	/* reset after each launch */
+static MemoryContext staged_cxt;	/* part of it; replaced at each commit */
 
 static WorkerArgs my_args;
 static bool am_worker = false;
@@ -136,7 +137,7 @@ staged_entry(void)
 
 	if (current.staged == NULL || current.staged->subid != subid)
 	{
-		Staged	   *entry = MemoryContextAlloc(launch_cxt, sizeof(Staged));
+		Staged	   *entry = MemoryContextAlloc(staged_cxt, sizeof(Staged));
 
 		*entry = *staged_now();
 		entry->subid = subid;
@@ -151,7 +152,7 @@ void
 tasksched_stage_current_task(const Outcome *change)
 {
 	Staged	   *entry = staged_entry();
-	MemoryContext old = MemoryContextSwitchTo(launch_cxt);
+	MemoryContext old = MemoryContextSwitchTo(staged_cxt);
 
 	entry->dirty = true;
 	if (change->result != NULL)
@@ -232,9 +233,11 @@ store_at_commit(void)
 {
 	Staged	   *staged = staged_now();
 	bool		read_only = XactReadOnly;
+	MemoryContext old;
 	bool		held;
 
 	current.bookkeeping = true;
+	old = MemoryContextSwitchTo(CurTransactionContext);
 	HOLD_CANCEL_INTERRUPTS();
 	XactReadOnly = false;		/* the role's setting is not meant for us */
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -254,6 +257,7 @@ store_at_commit(void)
 	PopActiveSnapshot();
 	XactReadOnly = read_only;
 	RESUME_CANCEL_INTERRUPTS();
+	MemoryContextSwitchTo(old);
 	current.bookkeeping = false;
 
 	if (!held)
@@ -267,6 +271,31 @@ store_at_commit(void)
 	}
 }
 
+/*
+ * After a commit: what was staged is stored now.  Keep it, to be shown, and free
+ * what came before it: a procedure may commit any number of times.
+ */
+static void
+keep_committed(void)
+{
+	MemoryContext before = staged_cxt;
+	MemoryContext old;
+
+	if (current.staged == NULL)
+		return;
+	staged_cxt = AllocSetContextCreate(launch_cxt, "tasksched staged", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(staged_cxt);
+	current.committed = *current.staged;
+	current.committed.dirty = false;
+	if (current.committed.result != NULL)
+		current.committed.result = (Jsonb *) PG_DETOAST_DATUM_COPY(PointerGetDatum(current.committed.result));
+	if (current.committed.error != NULL)
+		current.committed.error = pstrdup(current.committed.error);
+	current.staged = NULL;
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(before);
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -278,9 +307,7 @@ xact_callback(XactEvent event, void *arg)
 			store_at_commit();
 			break;
 		case XACT_EVENT_COMMIT:
-			current.committed = *staged_now();
-			current.committed.dirty = false;
-			current.staged = NULL;
+			keep_committed();
 			break;
 		case XACT_EVENT_ABORT:
 			current.staged = NULL;
@@ -521,14 +548,13 @@ show_activity(void)
 static bool
 run_launch(Action *action, bool found_now)
 {
-	if (!prepare_launch(action, found_now))
+	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&current.ref))
 	{
 		tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
 		return false;
 	}
 
 	show_activity();
-	tasksched_slot_begin(&current.ref);
 	QueryCancelPending = false; /* it was meant for an earlier launch */
 	RESUME_CANCEL_INTERRUPTS();
 	PG_TRY();
@@ -587,6 +613,7 @@ run_task(const TaskRef *task, Action *action)
 		memset(&current, 0, sizeof(current));
 		current.ref = ref;
 		current.committed.run_at = DT_NOEND;
+		staged_cxt = AllocSetContextCreate(launch_cxt, "tasksched staged", ALLOCSET_SMALL_SIZES);
 		again = run_launch(action, first);
 		first = false;
 		debug_query_string = NULL;

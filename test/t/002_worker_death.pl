@@ -97,6 +97,38 @@ foreach my $signal ('ABRT', 'SEGV')
 }
 
 # ---------------------------------------------------------------------------
+# A parallel worker of an action's query: the crash is the action's
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE TABLE numbers AS SELECT n FROM generate_series(1, 10000) n;
+ANALYZE numbers;
+ALTER TABLE numbers SET (parallel_workers = 2);
+CREATE FUNCTION slow(n int) RETURNS int LANGUAGE plpgsql PARALLEL SAFE AS $$
+BEGIN
+	PERFORM pg_sleep(0.05);	-- the scenario: a query that takes a while
+	RETURN n;
+END $$;
+CREATE FUNCTION in_parallel() RETURNS void LANGUAGE plpgsql
+SET parallel_setup_cost = 0 SET parallel_tuple_cost = 0 SET min_parallel_table_scan_size = 0 SET parallel_leader_participation = off
+AS $$ BEGIN PERFORM sum(slow(n)) FROM numbers; END $$;
+SELECT tasksched.register_action('in_parallel', 'in_parallel');
+EOT
+my $beside = schedule($node, q{'hold', 'parallel'});
+my $parallel = schedule($node, q{'in_parallel'});
+wait_for_running($node, [ $beside, $parallel ], 'a task with a parallel query runs beside another');
+my $helper = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'parallel worker' AND wait_event = 'PgSleep'};
+wait_until($node, "SELECT count(*) = 2 FROM ($helper) p", 'it has two parallel workers');
+flush_wal($node);
+signal_process('KILL', (split /\n/, sql($node, $helper))[0]);
+$crashes++;
+wait_for_resume([ $beside, $parallel ], 2, 'both are resumed');
+is(field_of($node, $parallel, 'crashes'), 1, 'the crash of its parallel worker counts');
+is(field_of($node, $beside, 'crashes'), 0, 'and not for the neighbour');
+sql($node, "SELECT tasksched.cancel_task('$parallel')");
+open_gate($node, 'parallel');
+wait_for_status($node, $beside, 'complete', 'which completes');
+
+# ---------------------------------------------------------------------------
 # FATAL, without anybody having asked for it: no restart of the server
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
