@@ -225,9 +225,13 @@ sub wait_value
 	my $took = poll(
 		$name,
 		sub {
-			# a failure to connect is an answer like another here
-			$node->psql($db // 'postgres', $query, stdout => \$stdout, stderr => \$stderr);
-			return $stderr eq '' && $stdout eq $expected;
+			# a failure to connect is an answer like another here, also one so early
+			# that psql has not read the query
+			my $asked = eval {
+				$node->psql($db // 'postgres', $query, stdout => \$stdout, stderr => \$stderr);
+				1;
+			};
+			return $asked && $stderr eq '' && $stdout eq $expected;
 		},
 		sub {
 			diag("query: $query\nexpected: $expected\nlast: $stdout\nstderr: $stderr");
