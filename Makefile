@@ -23,7 +23,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 endif
 
-$(OBJS): src/tasksched.h tasksched.control
+$(OBJS): src/compat.h src/tasksched.h tasksched.control
 
 .PHONY: test demo
 

@@ -40,6 +40,7 @@
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 #define SIGNATURES_HINT \
@@ -193,6 +194,7 @@ tasksched_action_find(const char *name)
 	Action		action;
 	const char *reason = NULL;
 	FuncCandidateList candidates;
+	int			fgc_flags;
 	Oid			found = InvalidOid;
 	int			nfound = 0;
 
@@ -200,8 +202,8 @@ tasksched_action_find(const char *name)
 		found = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(name)));
 	else
 	{
-		candidates = FuncnameGetCandidates(stringToQualifiedNameList(name), -1, NIL,
-										   false, false, false, true);
+		candidates = FuncnameGetCandidates(stringToQualifiedNameList(name, NULL), -1, NIL,
+										   false, false, false, true, &fgc_flags);
 		if (candidates == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -354,7 +356,7 @@ read_result(const Action *action, Datum value, bool isnull, Outcome *outcome, Me
 }
 
 static void
-push_pair(JsonbParseState **state, const char *key, const char *value)
+push_pair(JsonbInState *state, const char *key, const char *value)
 {
 	JsonbValue	k = {.type = jbvString};
 	JsonbValue	v = {.type = jbvString};
@@ -365,22 +367,23 @@ push_pair(JsonbParseState **state, const char *key, const char *value)
 	k.val.string.len = strlen(key);
 	v.val.string.val = unconstify(char *, value);
 	v.val.string.len = strlen(value);
-	(void) pushJsonbValue(state, WJB_KEY, &k);
-	(void) pushJsonbValue(state, WJB_VALUE, &v);
+	pushJsonbValue(state, WJB_KEY, &k);
+	pushJsonbValue(state, WJB_VALUE, &v);
 }
 
 /* What is kept of an error beside its message */
 Jsonb *
 tasksched_error_details(ErrorData *edata)
 {
-	JsonbParseState *state = NULL;
+	JsonbInState state = {0};
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_pair(&state, "sqlstate", unpack_sql_state(edata->sqlerrcode));
 	push_pair(&state, "detail", edata->detail);
 	push_pair(&state, "hint", edata->hint);
 	push_pair(&state, "context", edata->context);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	return JsonbValueToJsonb(state.result);
 }
 
 /* ----------
@@ -421,7 +424,7 @@ call_function(const Action *action, NullableDatum *args, int nargs, Outcome *out
 	Datum		value = (Datum) 0;
 	bool		isnull = true;
 	bool		skip = false;
-	AclResult	aclresult = pg_proc_aclcheck(action->function, GetUserId(), ACL_EXECUTE);
+	AclResult	aclresult = object_aclcheck(ProcedureRelationId, action->function, GetUserId(), ACL_EXECUTE);
 
 	if (aclresult != ACLCHECK_OK)
 		aclcheck_error(aclresult, OBJECT_FUNCTION, get_func_name(action->function));
@@ -515,7 +518,7 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 	PortalDefineQuery(portal, NULL, sql, CMDTAG_CALL,
 					  plan_call(action, sql, types, nargs), NULL);
 	PortalStart(portal, params, 0, InvalidSnapshot);
-	(void) PortalRun(portal, FETCH_ALL, true, true, dest, dest, &qc);
+	(void) PortalRun(portal, FETCH_ALL, true, dest, dest, &qc);
 
 	read_result(action, (Datum) 0, true, outcome, cxt);
 	if (action->result != RESULT_VOID)

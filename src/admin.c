@@ -15,6 +15,7 @@
 #include "utils/regproc.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* Without the library in every process, nothing runs: tell */
@@ -66,7 +67,7 @@ check_function_given(FunctionCallInfo fcinfo, int n)
 static void
 register_function(const char *action, Oid function)
 {
-	AclResult	aclresult = pg_proc_aclcheck(function, GetUserId(), ACL_EXECUTE);
+	AclResult	aclresult = object_aclcheck(ProcedureRelationId, function, GetUserId(), ACL_EXECUTE);
 	Action		found;
 
 	if (aclresult != ACLCHECK_OK)

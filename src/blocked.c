@@ -17,6 +17,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 static bool
@@ -40,7 +41,7 @@ tasksched_task_blocked(const char *action, Oid owner, bool foreign, Action *foun
 		return pstrdup(_("the role that owns the task does not exist"));
 	if (!database_allows_connections())
 		return pstrdup(_("the database does not allow connections"));
-	if (pg_database_aclcheck(MyDatabaseId, owner, ACL_CONNECT) != ACLCHECK_OK)
+	if (object_aclcheck(DatabaseRelationId, MyDatabaseId, owner, ACL_CONNECT) != ACLCHECK_OK)
 		return pstrdup(_("the role that owns the task may not connect to the database"));
 	return tasksched_action_blocked(action, found);
 }

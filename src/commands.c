@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* How long to wait for our processes to leave a database */
@@ -94,7 +95,7 @@ may_command(Oid dboid, LOCKMODE mode)
 	HeapTuple	tuple;
 	bool		may_copy;
 
-	if (pg_database_ownercheck(dboid, GetUserId()))
+	if (object_ownercheck(DatabaseRelationId, dboid, GetUserId()))
 		return true;
 	if (mode != ShareLock)
 		return false;

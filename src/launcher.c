@@ -396,6 +396,7 @@ tasksched_launcher_main(Datum arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	tasksched_pin_timeouts();
 	tasksched_launcher_attach();
 	cycle_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launcher", ALLOCSET_DEFAULT_SIZES);
 	pgstat_report_appname("tasksched launcher");

@@ -27,9 +27,9 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
-#include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -45,6 +45,7 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* A worker is started so long before the due time of its task */
@@ -1067,9 +1068,6 @@ static void
 pin_settings(void)
 {
 	static const char *const pinned[][2] = {
-		{"statement_timeout", "0"},
-		{"lock_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_isolation", "read committed"},
 		{"synchronous_commit", "off"},	/* what a crash loses is done again */
@@ -1078,6 +1076,7 @@ pin_settings(void)
 		{"enable_bitmapscan", "off"},
 	};
 
+	tasksched_pin_timeouts();
 	for (int i = 0; i < (int) lengthof(pinned); i++)
 		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
@@ -1153,7 +1152,7 @@ tasksched_scheduler_main(Datum arg)
 	for_net = args.net;
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	pqsignal(SIGINT, SIG_IGN);
+	pqsignal(SIGINT, PG_SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(args.dboid, InvalidOid, 0);
 	timer = RegisterTimeout(USER_TIMEOUT, wake_self);

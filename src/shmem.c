@@ -40,6 +40,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* Databases that can have the extension at the same time */
@@ -843,7 +844,7 @@ handle_sigquit(SIGNAL_ARGS)
 {
 	if (my_slot != NULL)
 		my_place()->innocent = true;
-	SignalHandlerForCrashExit(postgres_signal_arg);
+	SignalHandlerForCrashExit(PASS_SIGNAL_ARGS);
 }
 
 static CrashPlace *leaders_place = NULL;	/* in a parallel worker of an action */
@@ -869,7 +870,7 @@ static void
 handle_helper_sigquit(SIGNAL_ARGS)
 {
 	helper_leave();
-	SignalHandlerForCrashExit(postgres_signal_arg);
+	SignalHandlerForCrashExit(PASS_SIGNAL_ARGS);
 }
 
 /* In a parallel worker: if its leader runs a task, join it on the crash board */
@@ -900,7 +901,7 @@ static void
 handle_sigterm(SIGNAL_ARGS)
 {
 	terminated = true;
-	die(postgres_signal_arg);
+	die(PASS_SIGNAL_ARGS);
 }
 
 /*

@@ -42,6 +42,7 @@
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* ----------
@@ -605,7 +606,7 @@ tasksched_caller_is_admin(void)
 										   ObjectIdGetDatum(schema_oid()));
 
 	return OidIsValid(function) &&
-		pg_proc_aclcheck(function, GetUserId(), ACL_EXECUTE) == ACLCHECK_OK;
+		object_aclcheck(ProcedureRelationId, function, GetUserId(), ACL_EXECUTE) == ACLCHECK_OK;
 }
 
 static const char *const status_names[] = {

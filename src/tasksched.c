@@ -27,6 +27,7 @@
 #include "utils/guc.h"
 #include "utils/resowner.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 PG_MODULE_MAGIC;
@@ -212,6 +213,28 @@ define_settings(void)
 	MarkGUCPrefixReserved("tasksched");
 }
 
+/*
+ * Lift the limits that are meant for clients, in a process of ours.  Not even
+ * RESET brings them back.
+ */
+void
+tasksched_pin_timeouts(void)
+{
+	static const char *const timeouts[] = {
+		"statement_timeout",
+		"lock_timeout",
+		"idle_in_transaction_session_timeout",
+		"idle_session_timeout",
+		"transaction_timeout"	/* since PostgreSQL 17 */
+	};
+
+	for (int i = 0; i < (int) lengthof(timeouts); i++)
+	{
+		if (GetConfigOption(timeouts[i], true, false) != NULL)
+			SetConfigOption(timeouts[i], "0", PGC_SUSET, PGC_S_OVERRIDE);
+	}
+}
+
 void
 _PG_init(void)
 {
@@ -220,10 +243,10 @@ _PG_init(void)
 		return;
 
 	/* how a worker connects as a role without LOGIN needs its later fixes */
-	if (atoi(GetConfigOption("server_version_num", false, false)) < 150009)
+	if (!tasksched_server_is_fit(atoi(GetConfigOption("server_version_num", false, false))))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("tasksched requires PostgreSQL 15.9 or later")));
+				 errmsg("tasksched requires PostgreSQL 15.9, 16.5, 17 or later")));
 
 	define_settings();
 

@@ -73,6 +73,7 @@ extern int	tasksched_worker_idle_timeout;		/* ms */
 extern int	tasksched_scheduler_idle_timeout;	/* s */
 extern int	tasksched_max_crashes;
 
+extern void tasksched_pin_timeouts(void);
 extern bool tasksched_preloaded(void);
 extern void tasksched_wake_at_commit(int flags, TimestampTz run_at);
 extern void tasksched_wake_at_end(int flags, TimestampTz run_at);

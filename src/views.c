@@ -12,9 +12,11 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* May the current user see the tasks of this role? */
@@ -71,7 +73,7 @@ tasksched_stuck_before(PG_FUNCTION_ARGS)
 }
 
 static void
-push_number(JsonbParseState **state, const char *key, int64 number)
+push_number(JsonbInState *state, const char *key, int64 number)
 {
 	JsonbValue	k = {.type = jbvString};
 	JsonbValue	v = {.type = jbvNumeric};
@@ -81,16 +83,16 @@ push_number(JsonbParseState **state, const char *key, int64 number)
 	k.val.string.val = unconstify(char *, key);
 	k.val.string.len = strlen(key);
 	v.val.numeric = DatumGetNumeric(DirectFunctionCall1(int8_numeric, Int64GetDatum(number)));
-	(void) pushJsonbValue(state, WJB_KEY, &k);
-	(void) pushJsonbValue(state, WJB_VALUE, &v);
+	pushJsonbValue(state, WJB_KEY, &k);
+	pushJsonbValue(state, WJB_VALUE, &v);
 }
 
 static Jsonb *
 progress_of(const TaskSlot *slot)
 {
-	JsonbParseState *state = NULL;
+	JsonbInState state = {0};
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_number(&state, "done", slot->done);
 	push_number(&state, "total", slot->total);
 	if (slot->note[0] != '\0')
@@ -102,10 +104,11 @@ progress_of(const TaskSlot *slot)
 		k.val.string.len = 4;
 		v.val.string.val = (char *) slot->note;
 		v.val.string.len = strlen(slot->note);
-		(void) pushJsonbValue(&state, WJB_KEY, &k);
-		(void) pushJsonbValue(&state, WJB_VALUE, &v);
+		pushJsonbValue(&state, WJB_KEY, &k);
+		pushJsonbValue(&state, WJB_VALUE, &v);
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	return JsonbValueToJsonb(state.result);
 }
 
 PG_FUNCTION_INFO_V1(tasksched_running_tasks);

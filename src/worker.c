@@ -23,7 +23,6 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/parallel.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
@@ -55,6 +54,7 @@
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* How long a new worker waits at least for its first task */
@@ -638,11 +638,6 @@ role_callback(Datum arg, int cacheid, uint32 hashvalue)
 
 /*
  * Connect to the database as the owner of the tasks, who may lack LOGIN.
- *
- * A background worker can't do that before PostgreSQL 17, and to connect as a
- * superuser and switch would let the action switch back.  So do what a parallel
- * worker does, whose identity is its leader's: set the identity first, and have
- * the connection leave it alone.
  */
 static void
 connect_as_owner(void)
@@ -650,13 +645,8 @@ connect_as_owner(void)
 	HeapTuple	tuple;
 	bool		ok;
 
-	InitializingParallelWorker = true;
-	SetAuthenticatedUserId(my_args.owner, my_args.superuser);
-	SetSessionAuthorization(my_args.owner, my_args.superuser);
-	SetCurrentRoleId(InvalidOid, false);
-	BackgroundWorkerInitializeConnectionByOid(my_args.dboid, my_args.owner, 0);
-	InitializingParallelWorker = false;
-
+	tasksched_connect_as(my_args.dboid, my_args.owner, my_args.superuser);
+	tasksched_pin_timeouts();
 	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
 
 	StartTransactionCommand();
@@ -674,12 +664,6 @@ connect_as_owner(void)
 	if (!ok)
 		proc_exit(0);			/* the scheduler will see the role as it is now */
 	role_changed = false;
-
-	/* limits that are meant for clients; not even RESET brings them back */
-	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("idle_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /*
