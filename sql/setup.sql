@@ -14,12 +14,16 @@ SELECT n.nspname, e.extrelocatable
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname = 'tasksched';
 
--- Every object has a comment (none is listed)
+-- Every object has a comment (none is listed).  Since PostgreSQL 17 the types that
+-- come with tables and with other types are members of their own.
 CREATE VIEW members AS
 	SELECT d.classid, d.objid
 	FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
 	WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
-		AND e.extname = 'tasksched';
+		AND e.extname = 'tasksched'
+		AND NOT (d.classid = 'pg_type'::regclass AND EXISTS (
+			SELECT FROM pg_depend i
+			WHERE i.classid = d.classid AND i.objid = d.objid AND i.deptype = 'i'));
 
 SELECT pg_describe_object(m.classid, m.objid, 0) AS without_comment
 FROM (SELECT classid, objid FROM members

@@ -45,9 +45,14 @@ sql($node, <<'EOT');
 CREATE ROLE nologin NOLOGIN;
 SELECT tasksched.grant_usage('nologin');
 ALTER ROLE nologin SET work_mem = '111kB';
-ALTER ROLE nologin SET statement_timeout = '100ms';
-ALTER ROLE nologin SET lock_timeout = '100ms';
-ALTER ROLE nologin SET idle_in_transaction_session_timeout = '100ms';
+CREATE FUNCTION timeouts() RETURNS TABLE (name text, setting text) LANGUAGE sql AS $$
+	SELECT name, setting FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout',
+		'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')
+$$;
+DO $$
+BEGIN
+	EXECUTE (SELECT string_agg(format('ALTER ROLE nologin SET %I = ''100ms''', name), ';') FROM timeouts());
+END $$;
 CREATE TABLE seen (who name, auth name, work_mem text, timeouts text, super text);
 GRANT INSERT ON seen TO nologin;
 CREATE PROCEDURE look(task tasksched.task) LANGUAGE plpgsql AS $$
@@ -55,7 +60,7 @@ BEGIN
 	PERFORM tasksched.update_task(task.id, result => '1');
 	COMMIT;
 	INSERT INTO public.seen VALUES (current_user, session_user, current_setting('work_mem'),
-		current_setting('statement_timeout') || current_setting('lock_timeout') || current_setting('idle_in_transaction_session_timeout'),
+		(SELECT string_agg(DISTINCT setting, ' ') FROM public.timeouts()),
 		current_setting('is_superuser'));
 	PERFORM pg_sleep(0.3);	-- longer than the role's timeouts: the scenario
 END $$;
@@ -63,7 +68,7 @@ SELECT tasksched.register_action('look', 'look');
 EOT
 $id = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('look')});
 wait_for_status($node, $id, 'complete', 'a role without LOGIN runs a procedure that commits');
-is(sql($node, 'SELECT * FROM seen'), 'nologin|nologin|111kB|000|off', 'as itself, with its settings but the timeouts');
+is(sql($node, 'SELECT * FROM seen'), 'nologin|nologin|111kB|0|off', 'as itself, with its settings but the timeouts');
 sql($node, q{TRUNCATE seen; ALTER ROLE nologin SET work_mem = '222kB'});
 $id = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('look')});
 wait_for_status($node, $id, 'complete', 'its next task runs');
