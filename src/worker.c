@@ -60,7 +60,11 @@
 /* How long a new worker waits at least for its first task */
 #define FIRST_TASK_MS 5000
 
-/* Changes to its own task that an action has made by update_task() */
+/*
+ * Changes to its own task that an action has made by update_task().  An entry
+ * begins with what the one outside of it has; a result or an error that differs
+ * from that is its own to free, since an action may stage any number of times.
+ */
 typedef struct Staged
 {
 	SubTransactionId subid;
@@ -81,13 +85,13 @@ static struct
 	bool		bookkeeping;	/* in our own statements */
 	TaskRef		ref;
 	TaskRow		row;
-	Outcome		outcome;
+	Outcome		returned;		/* what the action has returned */
+	Outcome		outcome;		/* what the launch comes to */
 	Staged		committed;		/* as of the last commit */
 	Staged	   *staged;			/* since then, innermost subtransaction first */
 }			current;
 
 static MemoryContext launch_cxt;	/* reset after each launch */
-static MemoryContext staged_cxt;	/* part of it; replaced at each commit */
 
 static WorkerArgs my_args;
 static bool am_worker = false;
@@ -129,6 +133,40 @@ staged_now(void)
 	return current.staged ? current.staged : &current.committed;
 }
 
+static const Staged *
+staged_outside(const Staged *entry)
+{
+	return entry->outer ? entry->outer : &current.committed;
+}
+
+static void
+free_unless(void *value, const void *kept)
+{
+	if (value != NULL && value != kept)
+		pfree(value);
+}
+
+/* Free an entry and what is not needed any more by the one that stays */
+static void
+free_staged(Staged *entry, const Staged *outside, const Staged *stays)
+{
+	if (entry->result != outside->result)
+		free_unless(entry->result, stays->result);
+	if (entry->error != outside->error)
+		free_unless(entry->error, stays->error);
+	pfree(entry);
+}
+
+/* Forget the innermost entry */
+static void
+pop_staged(void)
+{
+	Staged	   *entry = current.staged;
+
+	current.staged = entry->outer;
+	free_staged(entry, staged_now(), staged_now());
+}
+
 /* The entry of the current subtransaction */
 static Staged *
 staged_entry(void)
@@ -137,7 +175,7 @@ staged_entry(void)
 
 	if (current.staged == NULL || current.staged->subid != subid)
 	{
-		Staged	   *entry = MemoryContextAlloc(staged_cxt, sizeof(Staged));
+		Staged	   *entry = MemoryContextAlloc(launch_cxt, sizeof(Staged));
 
 		*entry = *staged_now();
 		entry->subid = subid;
@@ -152,18 +190,28 @@ void
 tasksched_stage_current_task(const Outcome *change)
 {
 	Staged	   *entry = staged_entry();
-	MemoryContext old = MemoryContextSwitchTo(staged_cxt);
+	MemoryContext old = MemoryContextSwitchTo(launch_cxt);
 
-	entry->dirty = true;
 	if (change->result != NULL)
-		entry->result = (Jsonb *) PG_DETOAST_DATUM_COPY(PointerGetDatum(change->result));
+	{
+		Jsonb	   *result = (Jsonb *) PG_DETOAST_DATUM_COPY(PointerGetDatum(change->result));
+
+		free_unless(entry->result, staged_outside(entry)->result);
+		entry->result = result;
+	}
 	if (change->error != NULL)
-		entry->error = pstrdup(change->error);
+	{
+		char	   *error = pstrdup(change->error);
+
+		free_unless(entry->error, staged_outside(entry)->error);
+		entry->error = error;
+	}
 	if (change->status != STATUS_NONE)
 	{
 		entry->scheduled = change->status == STATUS_SCHEDULED;
 		entry->run_at = change->run_at;
 	}
+	entry->dirty = true;
 	MemoryContextSwitchTo(old);
 }
 
@@ -210,11 +258,16 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId 
 	if (!current.in_action || entry == NULL || entry->subid != mySubid)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		current.staged = entry->outer;
+		pop_staged();
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
-		if (entry->outer != NULL && entry->outer->subid == parentSubid)
-			entry->outer = entry->outer->outer;
+		Staged	   *parent = entry->outer;
+
+		if (parent != NULL && parent->subid == parentSubid)
+		{
+			entry->outer = parent->outer;
+			free_staged(parent, staged_outside(entry), entry);
+		}
 		entry->subid = parentSubid;
 	}
 }
@@ -223,6 +276,43 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId 
  * Storing the outcome
  * ----------
  */
+
+/* May a stage go on at once in this worker? */
+static bool
+may_proceed(void)
+{
+	TaskDatabase db;
+	TaskRef		ignored;
+	Action		also_ignored;
+	bool		quit;
+
+	(void) tasksched_slot_take(&ignored, &also_ignored, &quit);
+	return tasksched_enabled && !quit && !ConfigReloadPending &&
+		tasksched_database_copy(MyDatabaseId, &db) && !db.paused;
+}
+
+/* What the launch comes to, from what the action returned and what it staged */
+static void
+decide_outcome(void)
+{
+	Staged	   *staged = staged_now();
+
+	current.outcome = current.returned;
+	if (current.returned.status == STATUS_NONE)
+	{
+		current.outcome.status = staged->scheduled ? STATUS_SCHEDULED : STATUS_COMPLETE;
+		current.outcome.run_at = staged->run_at;
+	}
+	if (current.outcome.status == STATUS_ACTIVE && !may_proceed())
+		current.outcome.status = STATUS_SCHEDULED;
+	if (staged->dirty)
+	{
+		if (current.outcome.result == NULL)
+			current.outcome.result = staged->result;
+		if (current.outcome.error == NULL)
+			current.outcome.error = staged->error;
+	}
+}
 
 /*
  * Right before a commit of the action's: store the outcome, or at a COMMIT
@@ -242,7 +332,10 @@ store_at_commit(void)
 	XactReadOnly = false;		/* the role's setting is not meant for us */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (current.finishing)
+	{
+		decide_outcome();
 		held = tasksched_store_finish(&current.ref, &current.outcome);
+	}
 	else
 	{
 		Outcome		change = {.status = STATUS_NONE};
@@ -272,28 +365,22 @@ store_at_commit(void)
 }
 
 /*
- * After a commit: what was staged is stored now.  Keep it, to be shown, and free
- * what came before it: a procedure may commit any number of times.
+ * After a commit: what was staged is stored now.  Keep it, to be shown.  Nothing
+ * may fail here, so nothing is allocated.
  */
 static void
 keep_committed(void)
 {
-	MemoryContext before = staged_cxt;
-	MemoryContext old;
+	Staged	   *entry = current.staged;
 
-	if (current.staged == NULL)
+	if (entry == NULL)
 		return;
-	staged_cxt = AllocSetContextCreate(launch_cxt, "tasksched staged", ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(staged_cxt);
-	current.committed = *current.staged;
+	free_unless(current.committed.result, entry->result);
+	free_unless(current.committed.error, entry->error);
+	current.committed = *entry;
 	current.committed.dirty = false;
-	if (current.committed.result != NULL)
-		current.committed.result = (Jsonb *) PG_DETOAST_DATUM_COPY(PointerGetDatum(current.committed.result));
-	if (current.committed.error != NULL)
-		current.committed.error = pstrdup(current.committed.error);
 	current.staged = NULL;
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(before);
+	pfree(entry);
 }
 
 static void
@@ -310,7 +397,8 @@ xact_callback(XactEvent event, void *arg)
 			keep_committed();
 			break;
 		case XACT_EVENT_ABORT:
-			current.staged = NULL;
+			while (current.staged != NULL)
+				pop_staged();
 			break;
 		default:
 			break;
@@ -411,56 +499,16 @@ prepare_launch(Action *action, bool found_now)
 	return found;
 }
 
-/* May a stage go on at once in this worker? */
-static bool
-may_proceed(void)
-{
-	TaskDatabase db;
-	TaskRef		ignored;
-	Action		also_ignored;
-	bool		quit;
-
-	(void) tasksched_slot_take(&ignored, &also_ignored, &quit);
-	return tasksched_enabled && !quit && !ConfigReloadPending &&
-		tasksched_database_copy(MyDatabaseId, &db) && !db.paused;
-}
-
-/* What the launch comes to, from what the action returned and what it staged */
-static void
-decide_outcome(const Outcome *returned)
-{
-	Staged	   *staged = staged_now();
-
-	current.outcome = *returned;
-	if (returned->status == STATUS_NONE)
-	{
-		current.outcome.status = staged->scheduled ? STATUS_SCHEDULED : STATUS_COMPLETE;
-		current.outcome.run_at = staged->run_at;
-	}
-	if (current.outcome.status == STATUS_ACTIVE && !may_proceed())
-		current.outcome.status = STATUS_SCHEDULED;
-	if (staged->dirty)
-	{
-		if (current.outcome.result == NULL)
-			current.outcome.result = staged->result;
-		if (current.outcome.error == NULL)
-			current.outcome.error = staged->error;
-	}
-	current.finishing = true;
-}
-
 /* Call the action and commit, with the outcome */
 static void
 run_action(const Action *action)
 {
-	Outcome		returned;
-
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	current.in_action = true;
 	tasksched_action_call(action, current.row.task, current.row.params, current.row.params_null,
-						  current.row.first_launch, &returned, launch_cxt);
-	decide_outcome(&returned);
+						  current.row.first_launch, &current.returned, launch_cxt);
+	current.finishing = true;
 	CommitTransactionCommand();
 	current.in_action = false;
 }
@@ -613,7 +661,6 @@ run_task(const TaskRef *task, Action *action)
 		memset(&current, 0, sizeof(current));
 		current.ref = ref;
 		current.committed.run_at = DT_NOEND;
-		staged_cxt = AllocSetContextCreate(launch_cxt, "tasksched staged", ALLOCSET_SMALL_SIZES);
 		again = run_launch(action, first);
 		first = false;
 		debug_query_string = NULL;
