@@ -508,12 +508,19 @@ run_action(const Action *action)
 	current.in_action = true;
 	tasksched_action_call(action, current.row.task, current.row.params, current.row.params_null,
 						  current.row.first_launch, &current.returned, launch_cxt);
+	if (GetCurrentTransactionNestLevel() > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("action left a subtransaction open")));
 	current.finishing = true;
 	CommitTransactionCommand();
 	current.in_action = false;
 }
 
-/* Clean up after an error, as PostgresMain() does */
+/*
+ * Clean up after an error, as PostgresMain() does.  The error is copied after the
+ * abort has freed memory, which may be what lacked.
+ */
 static ErrorData *
 recover(void)
 {
@@ -524,12 +531,12 @@ recover(void)
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
 	EmitErrorReport();
+	AbortOutOfAnyTransaction();
+	PortalErrorCleanup();
+	jit_reset_after_error();
 	MemoryContextSwitchTo(launch_cxt);
 	edata = CopyErrorData();
 	FlushErrorState();
-	AbortCurrentTransaction();
-	PortalErrorCleanup();
-	jit_reset_after_error();
 	current.in_action = false;
 	RESUME_INTERRUPTS();
 	return edata;
