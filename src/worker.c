@@ -315,6 +315,20 @@ decide_outcome(void)
 }
 
 /*
+ * Let our statements wait for locks as long as it takes, whatever the action has
+ * set.  Returns the nest level to leave.
+ */
+static int
+lift_lock_timeout(void)
+{
+	int			nest_level = NewGUCNestLevel();
+
+	(void) set_config_option("lock_timeout", "0", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return nest_level;
+}
+
+/*
  * Right before a commit of the action's: store the outcome, or at a COMMIT
  * inside a procedure what it staged so far.
  */
@@ -324,12 +338,14 @@ store_at_commit(void)
 	Staged	   *staged = staged_now();
 	bool		read_only = XactReadOnly;
 	MemoryContext old;
+	int			nest_level;
 	bool		held;
 
 	current.bookkeeping = true;
 	old = MemoryContextSwitchTo(CurTransactionContext);
 	HOLD_CANCEL_INTERRUPTS();
 	XactReadOnly = false;		/* the role's setting is not meant for us */
+	nest_level = lift_lock_timeout();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (current.finishing)
 	{
@@ -348,6 +364,7 @@ store_at_commit(void)
 		held = tasksched_store_checkpoint(&current.ref, &change);
 	}
 	PopActiveSnapshot();
+	AtEOXact_GUC(true, nest_level);
 	XactReadOnly = read_only;
 	RESUME_CANCEL_INTERRUPTS();
 	MemoryContextSwitchTo(old);
@@ -549,6 +566,7 @@ store_failure(ErrorData *edata)
 	/* an error from here on is ours, and ends the process */
 	tasksched_slot_end(END_BOOKKEEPING);
 	tasksched_begin();
+	(void) lift_lock_timeout();
 	memset(&current.outcome, 0, sizeof(Outcome));
 	current.outcome.status = STATUS_FAILED;
 	current.outcome.run_at = DT_NOEND;
