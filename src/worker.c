@@ -32,11 +32,13 @@
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
+#include "common/pg_prng.h"
 #include "jit/jit.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "replication/slot.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
 #include "storage/sinval.h"
@@ -44,6 +46,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -652,12 +655,20 @@ run_launch(Action *action, bool found_now)
 	return false;
 }
 
-/* Bring the session back to its initial state, as DISCARD ALL but for plans */
+/*
+ * Bring the session back to its initial state, as DISCARD ALL but for plans.
+ * Beyond that, let go of replication slots, as PostgresMain() does after an
+ * error, and of what setseed() has set.
+ */
 static void
 reset_session(void)
 {
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());	/* dropping temporary tables wants one */
+	if (MyReplicationSlot != NULL)
+		ReplicationSlotRelease();
+	ReplicationSlotCleanup();
+
+	/* the settings that the action has left must not apply to this transaction */
+	tasksched_begin();
 	PortalHashTableDeleteAll();
 	SetPGVariable("session_authorization", NIL, false);
 	SetPGVariable("role", NIL, false);
@@ -667,8 +678,8 @@ reset_session(void)
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	ResetTempTableNamespace();
 	ResetSequenceCaches();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
+	(void) DirectFunctionCall1(setseed, Float8GetDatum(2 * pg_prng_double(&pg_global_prng_state) - 1));
+	tasksched_commit();
 }
 
 static void
