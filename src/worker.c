@@ -28,6 +28,9 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_language.h"
+#include "catalog/pg_proc.h"
 #include "commands/async.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
@@ -617,6 +620,106 @@ show_activity(void)
 	pgstat_report_activity(STATE_RUNNING, text);
 }
 
+/* The name of a library, without its folder and suffix */
+static char *
+library_name(const char *path)
+{
+	const char *slash = last_dir_separator(path);
+	char	   *name = pstrdup(slash ? slash + 1 : path);
+	int			len = strlen(name) - strlen(DLSUFFIX);
+
+	if (len > 0 && strcmp(name + len, DLSUFFIX) == 0)
+		name[len] = '\0';
+	return name;
+}
+
+static bool
+is_in_library(Oid function, const char *library)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	bool		result = false;
+	bool		isnull;
+	Datum		path;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	path = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_probin, &isnull);
+	if (!isnull)
+		result = strcmp(library_name(TextDatumGetCString(path)), library) == 0;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* Is it the library of a procedural language or a foreign-data wrapper? */
+static bool
+is_stateful_library(const char *library)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	rel = table_open(LanguageRelationId, AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+		found = is_in_library(((Form_pg_language) GETSTRUCT(tuple))->lanplcallfoid, library);
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	rel = table_open(ForeignDataWrapperRelationId, AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_foreign_data_wrapper fdw = (Form_pg_foreign_data_wrapper) GETSTRUCT(tuple);
+
+		found = is_in_library(fdw->fdwhandler, library) ||
+			is_in_library(fdw->fdwvalidator, library);	/* dblink has no more than that */
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * May the session keep what reset_session() can't take away: the connections of
+ * dblink or a foreign-data wrapper, the global variables of a procedural
+ * language?  Nobody can be asked for them, so go by the libraries that have been
+ * loaded; PL/pgSQL is known to keep nothing.
+ */
+static bool
+session_is_stateful(void)
+{
+	static Size looked_at = 0;
+	static bool stateful = false;
+	Size		size = EstimateLibraryStateSpace();
+	char	   *libraries;
+
+	if (size == looked_at)
+		return stateful;
+	looked_at = size;
+
+	tasksched_begin();
+	libraries = palloc(size);
+	SerializeLibraryState(size, libraries);
+	for (char *path = libraries; *path != '\0' && !stateful; path += strlen(path) + 1)
+	{
+		char	   *library = library_name(path);
+
+		stateful = strcmp(library, "tasksched") != 0 && strcmp(library, "plpgsql") != 0 &&
+			is_stateful_library(library);
+	}
+	tasksched_commit();
+	return stateful;
+}
+
+/* Done with the task; the next one may want a fresh process */
+static void
+settle(void)
+{
+	tasksched_slot_end(END_BOOKKEEPING);
+	tasksched_slot_settle(tasksched_worker_idle_timeout == 0 || session_is_stateful());
+}
+
 /*
  * Run one launch; returns true if the next launch of the same task, in
  * current.ref, follows at once.
@@ -626,7 +729,7 @@ run_launch(Action *action, bool found_now)
 {
 	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&current.ref))
 	{
-		tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
+		settle();
 		return false;
 	}
 
@@ -650,7 +753,7 @@ run_launch(Action *action, bool found_now)
 		tasksched_slot_proceed(&current.ref);
 		return true;
 	}
-	tasksched_slot_settle(tasksched_worker_idle_timeout == 0);
+	settle();
 	tasksched_waiters_tell(tasksched_waiters_bit(&current.ref.id));
 	return false;
 }
