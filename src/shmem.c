@@ -502,11 +502,20 @@ tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paus
 	LWLockRelease(shared->lock);
 }
 
+/*
+ * Show an error of the scheduler.  It may be read in a database of another
+ * encoding, and may be cut anywhere, so nothing but ASCII is shown.
+ */
 void
 tasksched_database_report_error(const char *message)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	strlcpy(my_database->last_error, message, LAST_ERROR_LEN);
+	for (char *p = my_database->last_error; *p != '\0'; p++)
+	{
+		if (IS_HIGHBIT_SET(*p))
+			*p = '?';
+	}
 	LWLockRelease(shared->lock);
 }
 
