@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "executor/tstoreReceiver.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "parser/analyze.h"
@@ -45,6 +46,9 @@
 
 #define SIGNATURES_HINT \
 	"An action takes (tasksched.task, boolean), (tasksched.task), (jsonb) or no arguments, and returns void, jsonb or tasksched.outcome; a procedure returns jsonb or tasksched.outcome through an INOUT argument at the end."
+
+/* So many bytes of each text of an error are kept */
+#define MAX_ERROR_TEXT (16 * 1024 * 1024)
 
 /* ----------
  * Which functions fit
@@ -371,6 +375,18 @@ push_pair(JsonbInState *state, const char *key, const char *value)
 	pushJsonbValue(state, WJB_VALUE, &v);
 }
 
+/*
+ * As much of a text of an error as is kept.  What can't be stored at all would
+ * have the task launched again and again.
+ */
+char *
+tasksched_error_text(char *text)
+{
+	if (text != NULL && strlen(text) > MAX_ERROR_TEXT)
+		return pnstrdup(text, pg_mbcliplen(text, strlen(text), MAX_ERROR_TEXT));
+	return text;
+}
+
 /* What is kept of an error beside its message */
 Jsonb *
 tasksched_error_details(ErrorData *edata)
@@ -379,9 +395,9 @@ tasksched_error_details(ErrorData *edata)
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_pair(&state, "sqlstate", unpack_sql_state(edata->sqlerrcode));
-	push_pair(&state, "detail", edata->detail);
-	push_pair(&state, "hint", edata->hint);
-	push_pair(&state, "context", edata->context);
+	push_pair(&state, "detail", tasksched_error_text(edata->detail));
+	push_pair(&state, "hint", tasksched_error_text(edata->hint));
+	push_pair(&state, "context", tasksched_error_text(edata->context));
 	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	return JsonbValueToJsonb(state.result);
 }

@@ -310,6 +310,7 @@ extern char *tasksched_action_blocked(const char *action, Action *found);
 extern void tasksched_action_call(const Action *action, Datum task, Datum params, bool params_null,
 								  bool first_launch, Outcome *outcome, MemoryContext cxt);
 extern void tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt);
+extern char *tasksched_error_text(char *text);
 extern Jsonb *tasksched_error_details(ErrorData *edata);
 
 /* ----------

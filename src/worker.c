@@ -576,7 +576,7 @@ store_failure(ErrorData *edata)
 	memset(&current.outcome, 0, sizeof(Outcome));
 	current.outcome.status = STATUS_FAILED;
 	current.outcome.run_at = DT_NOEND;
-	current.outcome.error = edata->message;
+	current.outcome.error = tasksched_error_text(edata->message);
 	current.outcome.error_details = tasksched_error_details(edata);
 	if (!tasksched_store_finish(&current.ref, &current.outcome))
 		current.superseded = true;
