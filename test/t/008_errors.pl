@@ -1,0 +1,492 @@
+# Errors everywhere, and what an action leaves in its session: the task fails as
+# it should, the worker lives, and the next task in it sees nothing of the one
+# before.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use PostgreSQL::Test::Utils;
+use TaskschedSession;
+use TaskschedTest;
+use Test::More;
+
+# one worker at a time, which stays, so that one task follows on the other in it
+my $node = new_node('errors', conf => <<'EOT');
+wal_level = logical
+tasksched.max_running_tasks = 1
+tasksched.worker_idle_timeout = '1h'
+EOT
+my $wait = ($ENV{PG_TEST_TIMEOUT_DEFAULT} || 180) . ' s';
+
+# What run_sql came to, as "status|sqlstate", and the id of its task
+my $last;
+
+my $super = sql($node, 'SELECT current_user');
+
+sub outcome
+{
+	my ($sql, %opt) = @_;
+	my $out = sql($node, <<"EOT", $opt{db});
+SELECT tasksched.schedule_task('run_sql', params => jsonb_build_object('sql', \$sql\$$sql\$sql\$)) AS id \\gset
+SELECT status, error_details->>'sqlstate', id FROM tasksched.wait_for_task(:'id', '$wait');
+EOT
+	(my $status, $last) = $out =~ /^(.*)\|(.*?)$/;
+	return $status;
+}
+
+# The process that ran the last task
+sub pid_of_last { return sql($node, "SELECT pid FROM runs WHERE id = '$last'", $_[0]); }
+
+# The same worker runs another task, and all is well in it
+sub next_is_fine
+{
+	my ($pid, $name, %opt) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(outcome('SELECT 1', %opt), 'complete|', "$name: the next task is fine");
+	is(pid_of_last($opt{db}), $pid, "$name: in the same worker");
+	return;
+}
+
+sub fails_with
+{
+	my ($pid, $sql, $sqlstate, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(outcome($sql), "failed|$sqlstate", $name);
+	my $failed = $last;
+	next_is_fine($pid, $name);
+	$last = $failed;
+	return;
+}
+
+sql($node, <<'EOT');
+CREATE ROLE other;
+GRANT ALL ON SCHEMA public TO other;
+CREATE TABLE parents (id int PRIMARY KEY);
+CREATE TABLE children (id int REFERENCES parents DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE stock (item int PRIMARY KEY, n int);
+INSERT INTO stock VALUES (1, 0), (2, 0);
+CREATE SEQUENCE numbers;
+CREATE TABLE seen (what text);
+GRANT ALL ON runs, seen, stock, numbers TO other;
+CREATE FUNCTION deeper(int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN deeper($1 + 1); END $$;
+CREATE FUNCTION number_is_known() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM lastval();
+	RETURN true;
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+	RETURN false;
+END $$;
+CREATE FUNCTION wait_for_gate(text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	-- sees the gate under any isolation level
+	PERFORM pg_advisory_xact_lock_shared(hashtext($1));
+END $$;
+EOT
+
+is(outcome('SELECT 1'), 'complete|', 'a task runs');
+my $pid = pid_of_last();
+
+# ---------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------
+fails_with($pid, 'SELECT 1/0', '22012', 'an error');
+fails_with($pid, 'SELECT deeper(1)', '54001', 'stack depth');
+cmp_ok(field_of($node, $last, q{length(error_details->>'context')}), '>', 1000, 'with its context');
+fails_with($pid, 'INSERT INTO children VALUES (7)', '23503', 'a deferred constraint, at the commit');
+fails_with($pid, q{DECLARE c CURSOR WITH HOLD FOR SELECT 1 / (5 - g) FROM generate_series(1, 9) g},
+	'22012', 'a cursor that is held fails at the commit');
+fails_with($pid, 'LISTEN news', '0A000', 'LISTEN');
+fails_with($pid, q{DO $$ BEGIN ASSERT false; END $$}, 'P0004', 'ASSERT');
+fails_with($pid, <<'EOT', '22012', 'an error in an exception handler of a nested block');
+DO $$
+BEGIN
+	INSERT INTO public.seen VALUES ('never');
+	BEGIN
+		BEGIN
+			PERFORM 'x'::int;
+		EXCEPTION WHEN invalid_text_representation THEN
+			PERFORM 1/0;
+		END;
+	EXCEPTION WHEN undefined_table THEN
+		NULL;
+	END;
+END $$
+EOT
+is(sql($node, 'SELECT count(*) FROM seen'), 0, 'its effects are rolled back');
+is(outcome(q{DO $$ BEGIN PERFORM 1/0; EXCEPTION WHEN OTHERS THEN NULL; END $$}), 'complete|', 'an error that is caught is none');
+
+# a message of a megabyte, and one beyond any measure
+fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', 1200000), DETAIL = repeat('d', 600000); END $$},
+	'P0001', 'a long message');
+is(field_of($node, $last, q{error = repeat('m', 1200000) AND error_details->>'detail' = repeat('d', 600000)}), 't', 'is kept');
+sql($node, q{ALTER SYSTEM SET log_min_messages = fatal});
+$node->reload;
+wait_value($node, 'SHOW log_min_messages', 'fatal', 'what follows is not logged');
+next_is_fine($pid, 'a reload');
+fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', 20000000), DETAIL = repeat('d', 20000000), HINT = repeat('h', 20000000); END $$},
+	'P0001', 'an endless message');
+is(field_of($node, $last, q{length(error) BETWEEN 1200000 AND 16777216 AND octet_length(error_details::text) < 34000000}), 't', 'is cut');
+sql($node, q{ALTER SYSTEM RESET log_min_messages});
+$node->reload;
+wait_value($node, 'SHOW log_min_messages', 'warning', 'and so on');
+
+# locks
+my $session = TaskschedSession->new($node);
+$session->query('BEGIN; LOCK TABLE parents');
+fails_with($pid, q{SET lock_timeout = '50ms'; LOCK TABLE parents}, '55P03', 'lock_timeout');
+$session->query('ROLLBACK');
+
+# A deadlock between an action and update_task.  The action looks for it first.
+my $far = schedule($node, q{'note', delay => '1 day'});
+$session->query(qq{SET deadlock_timeout = '1h'; BEGIN; SELECT tasksched.update_task('$far', result => '1')});
+my $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
+	"UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT tasksched.update_task('$far', result => '2')"));
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1, 'an action holds a row');
+$session->begin('UPDATE stock SET n = 2 WHERE item = 1; COMMIT');
+wait_for_status($node, $id, 'failed', 'a deadlock between an action and update_task fails the one that finds it');
+is(field_of($node, $id, q{error_details->>'sqlstate'}), '40P01', 'as a deadlock');
+$session->end;
+is(field_of($node, $far, 'result') . sql($node, 'SELECT n FROM stock WHERE item = 1'), '12', 'and the other goes on');
+next_is_fine($pid, 'a deadlock');
+
+# A session that cancels a task and then waits for what its action holds: the
+# worker finds the deadlock when it stores the outcome
+my $gate = TaskschedSession->new($node);
+$gate->query(q{SELECT pg_advisory_lock(hashtext('deadlock'))});
+$id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
+	q{UPDATE stock SET n = 3 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('deadlock')}));
+wait_for_running($node, $id, 'an action holds a row');
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1, 'for certain');
+$session->query("BEGIN; SELECT tasksched.cancel_task('$id')");
+$session->begin('UPDATE stock SET n = 4 WHERE item = 1; COMMIT');
+wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session that has cancelled it waits for that row');
+$gate->query('SELECT pg_advisory_unlock_all()');
+$session->end;
+wait_for_status($node, $id, 'cancelled', 'a deadlock of the final update: the cancel stands');
+is(sql($node, 'SELECT n FROM stock WHERE item = 1'), '4', 'and the effects are those of its session');
+next_is_fine($pid, 'a deadlock of the final update');
+
+# serialization failures: in a statement, and at the commit
+foreach my $case ([ 'repeatable read', 'UPDATE stock SET n = n + 1 WHERE item = 2', 'UPDATE stock SET n = n + 1 WHERE item = 2' ],
+	[ 'serializable', 'INSERT INTO stock SELECT 100 + count(*), 0 FROM stock', 'INSERT INTO stock SELECT 200 + count(*), 0 FROM stock' ])
+{
+	my ($level, $theirs, $ours) = @$case;
+
+	$gate->query(qq{SELECT pg_advisory_lock(hashtext('$level'))});
+	$id = sql($node, qq{ALTER ROLE other SET default_transaction_isolation = '$level'; SELECT tasksched.grant_usage('other'); SET ROLE other;
+SELECT tasksched.schedule_task('run_sql', params => jsonb_build_object('sql', \$s\$SELECT count(*) FROM stock; SELECT wait_for_gate('$level'); $ours\$s\$))});
+	$id =~ s/\s//g;
+	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, "$level: an action has its snapshot");
+	$session->query("BEGIN ISOLATION LEVEL SERIALIZABLE; $theirs; COMMIT");
+	$gate->query('SELECT pg_advisory_unlock_all()');
+	wait_for_status($node, $id, 'failed', "$level: it fails");
+	is(field_of($node, $id, q{error_details->>'sqlstate'}), '40001', "$level: with a serialization failure");
+}
+
+# ---------------------------------------------------------------------------
+# Roles with settings for their transactions
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE PROCEDURE stages(task tasksched.task, INOUT outcome tasksched.outcome) LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM tasksched.update_task(task.id, result => to_jsonb(task.launch));
+	COMMIT;
+	PERFORM tasksched.update_task(task.id, error => 'step');
+	COMMIT;
+	outcome := CASE task.launch WHEN 1 THEN tasksched.proceed() WHEN 2 THEN tasksched.reschedule() ELSE tasksched.complete() END;
+END $$;
+SELECT tasksched.register_action('stages', 'stages');
+EOT
+foreach my $settings (
+	[ 'default_transaction_read_only = on' ],
+	[ q{default_transaction_isolation = 'repeatable read'} ],
+	[ q{default_transaction_isolation = 'serializable'} ],
+	[ q{default_transaction_isolation = 'serializable'}, 'default_transaction_read_only = on', 'default_transaction_deferrable = on' ],
+	[ 'max_stack_depth = 100', 'row_security = off', 'enable_indexscan = off', 'enable_bitmapscan = off' ],
+	[ q{search_path = ''}, q{DateStyle = 'German'}, q{IntervalStyle = 'sql_standard'}, 'quote_all_identifiers = on', 'transform_null_equals = on' ],
+	[ q{client_encoding = 'SJIS'}, 'session_replication_role = replica', 'lock_timeout = 1', 'statement_timeout = 1' ])
+{
+	my $name = join(', ', @$settings);
+
+	sql($node, join('; ', 'ALTER ROLE other RESET ALL', map { "ALTER ROLE other SET $_" } @$settings));
+	$id = sql($node, q{SET ROLE other; SELECT tasksched.schedule_task('stages')});
+	wait_for_status($node, $id, 'complete', "$name: stages and checkpoints are stored");
+	is(field_of($node, $id, 'result, launch, attempt, crashes, setbacks'), '3|3|1|0|0', "$name: each at once");
+	$id = sql($node, q{SET ROLE other; SELECT tasksched.schedule_task('raising', params => '{"message": "no"}')});
+	wait_for_status($node, $id, 'failed', "$name: an error is stored");
+	is(field_of($node, $id, 'error, launch, setbacks'), 'no|1|0', "$name: at once");
+}
+sql($node, 'ALTER ROLE other RESET ALL');
+
+# An action that leaves such settings: the reset between two tasks waits for nobody
+is(outcome('SELECT 1'), 'complete|', 'back to the first role');
+$pid = pid_of_last();
+$session->query('BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO seen SELECT count(*) FROM seen');
+is(outcome('SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE'),
+	'complete|', 'an action leaves its session in a state that waits for others');
+next_is_fine($pid, 'while a serializable transaction is open');
+$session->query('ROLLBACK');
+
+# ---------------------------------------------------------------------------
+# pg_cancel_backend that the action catches
+# ---------------------------------------------------------------------------
+$id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
+	'DO $$ BEGIN PERFORM pg_sleep(1000); EXCEPTION WHEN query_canceled THEN NULL; END $$ /* polls */'));
+wait_for_running($node, $id, 'an action sleeps');
+wait_value($node, "SELECT wait_event FROM pg_stat_activity WHERE pid = $pid", 'PgSleep', 'for certain');
+sql($node, "SELECT pg_cancel_backend($pid)");
+wait_for_status($node, $id, 'complete', 'an action that catches query_canceled goes on');
+next_is_fine($pid, 'a cancel that was caught');
+
+# ---------------------------------------------------------------------------
+# What an action leaves behind
+# ---------------------------------------------------------------------------
+# Name, what an action does, what the next looks at, what the two of them see
+my @leftovers = (
+	[ 'a cursor WITH HOLD', 'DECLARE c CURSOR WITH HOLD FOR SELECT 1', '(SELECT count(*) FROM pg_cursors WHERE is_holdable)', 1, 0 ],
+	[ 'a cursor', 'SELECT 1', q{(SELECT count(*) FROM pg_cursors WHERE name = 'c')}, 0, 0 ],
+	[ 'a temporary table', 'CREATE TEMP TABLE left_over (a int)', q{to_regclass('left_over') IS NOT NULL}, 'true', 'false' ],
+	[ 'an advisory lock', 'SELECT pg_advisory_lock(42), pg_advisory_lock(42), pg_advisory_lock_shared(43)',
+		q{(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())}, 2, 0 ],
+	[ 'SET', q{SET work_mem = '77kB'}, q{current_setting('work_mem')}, '77kB', '4MB' ],
+	[ 'SET LOCAL', q{SET LOCAL work_mem = '77kB'}, q{current_setting('work_mem')}, '77kB', '4MB' ],
+	[ 'a timeout', q{SET lock_timeout = '9s'; SET statement_timeout = '9s'},
+		q{current_setting('lock_timeout') || current_setting('statement_timeout')}, '9s9s', '00' ],
+	[ 'search_path', 'SET search_path = pg_catalog', q{current_setting('search_path')}, 'pg_catalog', '"$user", public' ],
+	[ 'client_encoding', 'SET client_encoding = LATIN1', q{current_setting('client_encoding')}, 'LATIN1', sql($node, 'SHOW server_encoding') ],
+	[ 'a setting of its own', q{SET my.setting = 'mine'}, q{coalesce(current_setting('my.setting', true), '')}, 'mine', '' ],
+	[ 'SET SESSION CHARACTERISTICS', 'SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY',
+		q{current_setting('default_transaction_isolation') || current_setting('default_transaction_read_only')}, 'serializableon', 'read committedoff' ],
+	[ 'SET ROLE', 'SET ROLE other', 'current_user', 'other', $super ],
+	[ 'SET SESSION AUTHORIZATION', 'SET SESSION AUTHORIZATION other', 'session_user || current_user', 'otherother', $super x 2 ],
+	[ 'PREPARE', 'PREPARE p AS SELECT 1', '(SELECT count(*) FROM pg_prepared_statements WHERE from_sql)', 1, 0 ],
+	[ 'a sequence', q{SELECT nextval('numbers')}, 'public.number_is_known()', 'true', 'false' ],
+	[ 'a temporary replication slot', q{SELECT pg_create_physical_replication_slot('temp', true, true)},
+		'(SELECT count(*) FROM pg_replication_slots)', 1, 0 ],
+);
+foreach my $leftover (@leftovers)
+{
+	my ($name, $leave, $look, $before, $after) = @$leftover;
+
+	sql($node, 'TRUNCATE seen');
+	is(outcome("$leave; INSERT INTO public.seen VALUES (($look)::text)"), 'complete|', "$name is left behind");
+	is(sql($node, 'SELECT what FROM seen'), $before, "$name: seen in the task");
+	is(outcome("TRUNCATE public.seen; INSERT INTO public.seen VALUES (($look)::text)"), 'complete|', "$name: the next task is fine");
+	is(sql($node, 'SELECT what FROM seen'), $after, "$name: not seen in it");
+	is(pid_of_last(), $pid, "$name: in the same worker");
+}
+
+# the seed of random()
+sql($node, 'TRUNCATE seen');
+foreach (1 .. 2)
+{
+	is(outcome('SELECT setseed(0.5)'), 'complete|', 'setseed()');
+	is(outcome('INSERT INTO seen VALUES (random())'), 'complete|', 'and the next task');
+}
+is(pid_of_last(), $pid, 'setseed(): in the same worker');
+is(sql($node, 'SELECT count(DISTINCT what) FROM seen'), 2, 'which sees nothing of the seed');
+
+# settings that a procedure has committed before it fails
+sql($node, <<'EOT');
+CREATE PROCEDURE leave_and_fail() LANGUAGE plpgsql AS $$
+BEGIN
+	SET work_mem = '77kB';
+	SET search_path = nowhere;
+	SET lock_timeout = 1;
+	CREATE TEMP TABLE left_over (a int);
+	PERFORM pg_catalog.pg_advisory_lock(42);
+	SET SESSION AUTHORIZATION other;
+	COMMIT;
+	PERFORM 1/0;
+END $$;
+SELECT tasksched.register_action('leave_and_fail', 'leave_and_fail');
+EOT
+$id = schedule($node, q{'leave_and_fail'});
+wait_for_status($node, $id, 'failed', 'a procedure that fails after a COMMIT');
+is(field_of($node, $id, q{error_details->>'sqlstate', setbacks}), '22012|0', 'with its own error');
+is(outcome(q{TRUNCATE seen; INSERT INTO public.seen SELECT current_setting('work_mem') || current_setting('search_path') || current_setting('lock_timeout')
+	|| (to_regclass('pg_temp.left_over') IS NULL) || session_user || (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')}),
+	'complete|', 'the next task is fine');
+is(sql($node, 'SELECT what FROM seen'), '4MB"$user", public0true' . $super . '0', 'and sees nothing of what it had committed');
+is(pid_of_last(), $pid, 'in the same worker');
+
+# an error inside of logical decoding: the slot is let go
+sql($node, q{SELECT pg_create_logical_replication_slot('decoded', 'pgoutput')});
+is(outcome(q{SELECT pg_logical_slot_get_changes('decoded', NULL, NULL)}) =~ /^failed/, 1, 'an error in logical decoding');
+wait_value($node, q{SELECT active FROM pg_replication_slots}, 'f', 'does not keep its slot');
+is(outcome('SELECT 1'), 'complete|', 'the next task is fine');
+$pid = pid_of_last();
+sql($node, q{SELECT pg_drop_replication_slot('decoded')});
+
+# ---------------------------------------------------------------------------
+# A subtransaction that C code leaves open
+# ---------------------------------------------------------------------------
+SKIP:
+{
+	my $name = "$PostgreSQL::Test::Utils::tmp_check/open_subtransaction";
+	my $include = $node->config_data('--includedir-server');
+
+	append_to_file("$name.c", <<'EOT');
+#include "postgres.h"
+#include "access/xact.h"
+#include "fmgr.h"
+PG_MODULE_MAGIC;
+PG_FUNCTION_INFO_V1(open_subtransaction);
+Datum
+open_subtransaction(PG_FUNCTION_ARGS)
+{
+	BeginInternalSubTransaction(NULL);
+	BeginInternalSubTransaction(NULL);
+	if (PG_GETARG_BOOL(0))
+		ereport(ERROR, (errcode(ERRCODE_DIVISION_BY_ZERO), errmsg("in a subtransaction")));
+	PG_RETURN_VOID();
+}
+EOT
+	skip 'no C compiler', 1
+	  if system_log('cc', '-w', '-shared', '-fPIC', "-I$include", '-o', "$name.so", "$name.c") != 0;
+	sql($node, <<"EOT");
+CREATE FUNCTION open_subtransaction(fail boolean) RETURNS void LANGUAGE c AS '$name.so';
+EOT
+	sql($node, q{CREATE FUNCTION leave_it(params jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO seen VALUES ('left'); SELECT open_subtransaction((params->>'fail')::boolean) $$;
+TRUNCATE seen; SELECT tasksched.register_action('leave_it', 'leave_it')});
+	foreach my $case ([ 'true', '22012' ], [ 'false', '2D000' ])
+	{
+		my ($fail, $sqlstate) = @$case;
+
+		$id = schedule($node, qq{'leave_it', params => '{"fail": $fail}'});
+		wait_for_status($node, $id, 'failed', 'an action leaves subtransactions open');
+		is(field_of($node, $id, q{error_details->>'sqlstate'}), $sqlstate, 'with its error, or with one that says so');
+		is(outcome('SELECT 1'), 'complete|', 'the next task is fine');
+		is(sql($node, 'SELECT count(*) FROM seen'), 0, 'nothing is left of it');
+	}
+	is(pid_of_last(), $pid, 'all in the same worker');
+}
+
+# ---------------------------------------------------------------------------
+# What can't be reset: a fresh process
+# ---------------------------------------------------------------------------
+my %available = map { $_ => 1 } split /\n/, sql($node, 'SELECT name FROM pg_available_extensions');
+
+SKIP:
+{
+	skip 'dblink is not installed', 1 unless $available{dblink};
+	sql($node, 'CREATE EXTENSION dblink');
+	my $connect = sprintf(q{dblink_connect('mine', $c$%s$c$)}, $node->connstr('postgres') . " user=$super");
+
+	foreach my $open ("SELECT $connect", "DO \$\$ BEGIN PERFORM $connect; PERFORM 1/0; END \$\$")
+	{
+		is(outcome($open) =~ s/\|.*//r, $open =~ /^DO/ ? 'failed' : 'complete', 'an action opens a connection of dblink');
+		is(outcome(q{TRUNCATE seen; INSERT INTO seen VALUES (coalesce(dblink_get_connections()::text, 'none') || dblink_connect('mine', $c$} .
+				$node->connstr('postgres') . qq{ user=$super\$c\$))}), 'complete|', 'so does the next one');
+		is(sql($node, 'SELECT what FROM seen'), 'noneOK', 'which sees nothing of it');
+	}
+	is(outcome('SELECT 1'), 'complete|', 'and another');
+	is(outcome('SELECT 1'), 'complete|', 'and one more');
+	$pid = pid_of_last();
+	next_is_fine($pid, 'a task without dblink');
+}
+
+SKIP:
+{
+	skip 'PL/Perl is not installed', 1 unless $available{plperl};
+	sql($node, <<'EOT');
+CREATE EXTENSION plperl;
+CREATE FUNCTION count_up() RETURNS int LANGUAGE plperl AS $$ return ++$_SHARED{n}; $$;
+EOT
+	foreach (1 .. 2)
+	{
+		is(outcome('TRUNCATE seen; INSERT INTO seen VALUES (count_up() + 10 * count_up())'), 'complete|', 'an action uses a global variable of PL/Perl');
+		is(sql($node, 'SELECT what FROM seen'), '21', 'which the next one does not see');
+	}
+}
+
+# ---------------------------------------------------------------------------
+# Other encodings
+# ---------------------------------------------------------------------------
+foreach my $case ([ 'UTF8', 'chr(8364)' ], [ 'LATIN1', 'chr(233)' ], [ 'SQL_ASCII', q{E'\\351'} ])
+{
+	my ($encoding, $letter) = @$case;
+	my $db = lc $encoding;
+
+	sql($node, "CREATE DATABASE $db ENCODING '$encoding' LOCALE 'C' TEMPLATE template0");
+	create_fixtures($node, $db);
+	is(outcome('SELECT 1', db => $db), 'complete|', "$encoding: a task runs");
+	my $worker = pid_of_last($db);
+	is(outcome("DO \$\$ BEGIN PERFORM tasksched.report_progress(note => repeat($letter, 200)); RAISE EXCEPTION USING MESSAGE = repeat($letter, 300000), DETAIL = $letter; END \$\$",
+		db => $db), 'failed|P0001', "$encoding: an error beyond ASCII");
+	is(field_of($node, $last, "error = repeat($letter, 300000) AND error_details->>'detail' = $letter", $db), 't', "$encoding: is kept as it is");
+	next_is_fine($worker, $encoding, db => $db);
+}
+
+# ---------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE FUNCTION memory_of(part text) RETURNS bigint LANGUAGE sql AS $$
+	SELECT coalesce(sum(total_bytes), 0)::bigint FROM pg_backend_memory_contexts WHERE name LIKE part $$;
+CREATE FUNCTION staging(task tasksched.task) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 300 LOOP
+		PERFORM tasksched.update_task(task.id, result => to_jsonb(repeat('x', 1000000)), error => repeat('y', 1000000));
+		BEGIN
+			PERFORM tasksched.update_task(task.id, result => to_jsonb(repeat('z', 1000000)));
+			IF i % 2 = 0 THEN PERFORM 1/0; END IF;
+		EXCEPTION WHEN division_by_zero THEN
+			NULL;
+		END;
+	END LOOP;
+	RETURN to_jsonb(public.memory_of('tasksched launch'));
+END $$;
+CREATE PROCEDURE checkpoints(task tasksched.task, INOUT result jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 100 LOOP
+		PERFORM tasksched.update_task(task.id, result => to_jsonb(repeat('x', 1000000)));
+		IF i % 3 = 0 THEN ROLLBACK; ELSE COMMIT; END IF;
+	END LOOP;
+	result := to_jsonb(public.memory_of('tasksched launch'));
+END $$;
+SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{staging,checkpoints}'::text[]) a;
+EOT
+foreach my $action ('staging', 'checkpoints')
+{
+	$id = schedule($node, "'$action'");
+	wait_for_status($node, $id, 'complete', "$action: a megabyte, hundreds of times");
+	cmp_ok(field_of($node, $id, 'result'), '<', 8_000_000, "$action: takes a few megabytes of memory");
+}
+# a deferred trigger belongs to the action
+sql($node, <<'EOT');
+CREATE TABLE deferred (id uuid);
+CREATE FUNCTION stage_late() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM tasksched.update_task(NEW.id, result => '"late"');
+	RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stage_late();
+EOT
+is(outcome(q{INSERT INTO deferred SELECT id FROM tasksched.current_task(); SELECT tasksched.update_task(id, result => '"early"') FROM tasksched.current_task()}),
+	'complete|', 'a deferred trigger stages a result');
+is(field_of($node, $last, 'result'), '"late"', 'which is stored');
+
+sub memory
+{
+	is(outcome(q{TRUNCATE seen; INSERT INTO seen VALUES (memory_of('%'))}), 'complete|', 'the memory of the worker');
+	return sql($node, 'SELECT what FROM seen');
+}
+memory();
+my $before = memory();
+$pid = pid_of_last();
+sql($node, q{SELECT tasksched.schedule_tasks('raising', array_fill(jsonb_build_object('message', repeat('x', 10000)), '{300}'))});
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'raising' AND status = 'failed' AND length(error) = 10000}, 300, 'hundreds of errors');
+my $after = memory();
+is(pid_of_last(), $pid, 'are all of one worker');
+cmp_ok($after, '<', $before + 500_000, 'which does not grow by them');
+
+$session->quit;
+$gate->quit;
+$node->stop;
+check_log($node);
+done_testing();
