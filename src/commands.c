@@ -8,16 +8,18 @@
  * it, so our processes that are idle there have to go first.  The command's own
  * lock on the database is taken before that: whatever is started meanwhile
  * waits for it at its connection.  A worker that runs a task stays, a session
- * like any other: the command then fails as it would for any session, and the
- * launcher starts the scheduler again.
+ * like any other: the command then fails as it would for any session, with a
+ * hint that names the task, and the launcher starts the scheduler again.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
@@ -33,6 +35,9 @@
 /* How long to wait for our processes to leave a database */
 #define LEAVE_TIMEOUT_MS 5000
 #define LEAVE_POLL_MS 10
+
+/* So many running tasks are named in a hint */
+#define MAX_NAMED_TASKS 5
 
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 
@@ -88,43 +93,66 @@ database_needed(Node *stmt, LOCKMODE *mode)
 	}
 }
 
-/* May the current user give the command at all? */
 static bool
-may_command(Oid dboid, LOCKMODE mode)
+may_create_databases(void)
 {
-	HeapTuple	tuple;
-	bool		may_copy;
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool		result = superuser();
 
-	if (object_ownercheck(DatabaseRelationId, dboid, GetUserId()))
-		return true;
-	if (mode != ShareLock)
-		return false;
+	if (HeapTupleIsValid(tuple))
+	{
+		result |= ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
 
-	/* a template may be copied by who may create databases */
-	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
-	may_copy = HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+static bool
+is_template(Oid dboid)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	bool		result = false;
+
 	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
 		ReleaseSysCache(tuple);
-	if (!may_copy)
+	}
+	return result;
+}
+
+/* May the current user give the command, here and now? */
+static bool
+may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
+{
+	bool		owner = object_ownercheck(DatabaseRelationId, dboid, GetUserId());
+
+	if (dboid == MyDatabaseId || XactReadOnly)
 		return false;
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
-	may_copy = HeapTupleIsValid(tuple) && ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
-	if (HeapTupleIsValid(tuple))
-		ReleaseSysCache(tuple);
-	return may_copy;
+	/* all but RENAME refuse to run in a transaction block */
+	if (!IsA(stmt, RenameStmt) && IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL))
+		return false;
+	switch (nodeTag(stmt))
+	{
+		case T_CreatedbStmt:
+			return may_create_databases() && (owner || is_template(dboid));
+		case T_RenameStmt:
+			return may_create_databases() && owner;
+		default:
+			return owner;
+	}
 }
 
 /* Have our idle processes leave a database, and wait until they have */
 static void
 clear_database(Oid dboid, LOCKMODE mode)
 {
-	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz start;
 
-	if (!tasksched_database_occupied(dboid))
-		return;
+	/* first: one that is just about to connect must not slip in */
 	LockSharedObject(DatabaseRelationId, dboid, 0, mode);
-	tasksched_database_clear(dboid);
-	while (tasksched_database_occupied(dboid) &&
+	start = GetCurrentTimestamp();
+	while (tasksched_database_clear(dboid) &&
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), LEAVE_TIMEOUT_MS))
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -132,6 +160,48 @@ clear_database(Oid dboid, LOCKMODE mode)
 						 LEAVE_POLL_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
+}
+
+/* The tasks that keep a database in use, and what to do; NULL if there are none */
+static char *
+running_tasks_hint(Oid dboid, bool drop)
+{
+	StringInfoData buf;
+	int			nslots;
+	TaskSlot   *slots = tasksched_slots_copy(dboid, &nslots);
+	int			n = 0;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < nslots; i++)
+	{
+		if (slots[i].state != SLOT_READY && slots[i].state != SLOT_RUNNING)
+			continue;
+		if (n++ < MAX_NAMED_TASKS)
+			appendStringInfo(&buf, _("%s task %s (action \"%s\", PID %d)"), n > 1 ? "," : "",
+							 tasksched_uuid_out(&slots[i].task.id), slots[i].action, slots[i].pid);
+	}
+	if (n == 0)
+		return NULL;
+	if (n > MAX_NAMED_TASKS)
+		appendStringInfo(&buf, _(", and %d more"), n - MAX_NAMED_TASKS);
+	return psprintf(drop ?
+					_("tasksched runs%s there. Use cancel_task() in that database, or DROP DATABASE ... WITH (FORCE).") :
+					_("tasksched runs%s there. Use cancel_task() in that database, or wait."),
+					buf.data);
+}
+
+/* The command has failed since the database is in use: add by which tasks */
+static void
+rethrow_with_hint(Oid dboid, Node *stmt, MemoryContext cxt)
+{
+	ErrorData  *edata;
+
+	MemoryContextSwitchTo(cxt);
+	edata = CopyErrorData();
+	FlushErrorState();
+	if (edata->hint == NULL)
+		edata->hint = running_tasks_hint(dboid, IsA(stmt, DropdbStmt));
+	ReThrowError(edata);
 }
 
 static bool
@@ -146,35 +216,55 @@ ends_prepared(Node *stmt)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+next_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+					 ProcessUtilityContext context, ParamListInfo params,
+					 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
-	Node	   *stmt = pstmt->utilityStmt;
-	bool		databases_change = IsA(stmt, CreatedbStmt) || IsA(stmt, DropdbStmt);
-	bool		prepared = ends_prepared(stmt);
-	LOCKMODE	mode;
-	char	   *dbname = database_needed(stmt, &mode);
-
-	if (dbname != NULL && context == PROCESS_UTILITY_TOPLEVEL)
-	{
-		Oid			dboid = get_database_oid(dbname, true);
-
-		if (OidIsValid(dboid) && dboid != MyDatabaseId && may_command(dboid, mode))
-			clear_database(dboid, mode);
-	}
-
 	if (prev_process_utility_hook)
 		prev_process_utility_hook(pstmt, queryString, readOnlyTree, context,
 								  params, queryEnv, dest, qc);
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *stmt = pstmt->utilityStmt;
+	/* a copy may have the extension, another may take connections now */
+	bool		databases_change = IsA(stmt, CreatedbStmt) || IsA(stmt, DropdbStmt) ||
+		IsA(stmt, AlterDatabaseStmt);
+	LOCKMODE	mode;
+	char	   *dbname = database_needed(stmt, &mode);
+	Oid			dboid = dbname ? get_database_oid(dbname, true) : InvalidOid;
+
+	if (ends_prepared(stmt))
+		tasksched_prepared_ended();
+	if (OidIsValid(dboid) && may_command(stmt, dboid, context))
+	{
+		MemoryContext cxt = CurrentMemoryContext;
+
+		clear_database(dboid, mode);
+		PG_TRY();
+		{
+			next_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		}
+		PG_CATCH();
+		{
+			if (geterrcode() == ERRCODE_OBJECT_IN_USE)
+				rethrow_with_hint(dboid, stmt, cxt);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+	}
+	else
+		next_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 
 	if (databases_change)
-		tasksched_new_databases_at_commit();	/* a copy may have the extension */
-	if (prepared)
-		tasksched_prepared_ended();
+		tasksched_new_databases_at_commit();
 }
 
 void

@@ -37,6 +37,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "tasksched.h"
 
 /* A scheduler is started so long before its next due time */
@@ -97,13 +98,15 @@ add_known(Oid dboid)
 	db->seen = true;
 }
 
-/* Read pg_database: add what is new, forget what is gone */
+/* Read pg_database: add what is new, forget what is gone or takes no connections */
 static void
 read_databases(void)
 {
 	Relation	rel;
 	TableScanDesc scan;
 	HeapTuple	tuple;
+	int			n;
+	TaskDatabase *infos = tasksched_databases_copy(&n);	/* first: what is in it, we can read of */
 
 	for (int i = 0; i < nknown; i++)
 		known[i].seen = false;
@@ -135,11 +138,18 @@ read_databases(void)
 			i++;
 			continue;
 		}
-		(void) tasksched_database_forget(known[i].dboid, false);
 		if (known[i].scheduler)
 			pfree(known[i].scheduler);
 		known[i] = known[--nknown];
 	}
+	for (int i = 0; i < n; i++)
+	{
+		if (find_known(infos[i].dboid) != NULL)
+			continue;
+		tasksched_database_forget(infos[i].dboid, false);
+		tasksched_slots_quit(infos[i].dboid, InvalidOid, false);
+	}
+	pfree(infos);
 }
 
 /* ----------
@@ -198,15 +208,15 @@ check_ended(KnownDatabase *db, const TaskDatabase *info)
 		db->failures = 0;
 	else
 	{
-		int			delay = RESTART_MIN_MS << Min(db->failures, 6);
+		int			delay;
 
-		/* one that has run for a while did not fail at its start */
-		if (TimestampDifferenceExceeds(db->started_at, GetCurrentTimestamp(), RESTART_MAX_MS))
+		/* one that was sent SIGTERM, or has run for a while, did not fail at its start */
+		if (info->terminated ||
+			TimestampDifferenceExceeds(db->started_at, db->ended_at, RESTART_MAX_MS))
 			db->failures = 0;
-		else
-			db->failures++;
-		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 Min(delay, RESTART_MAX_MS));
+		delay = RESTART_MIN_MS << Min(db->failures, 6);
+		db->failures++;
+		db->not_before = TimestampTzPlusMilliseconds(db->ended_at, Min(delay, RESTART_MAX_MS));
 	}
 }
 
@@ -394,6 +404,7 @@ tasksched_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, PG_SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	tasksched_pin_timeouts();

@@ -576,7 +576,7 @@ check_extension(void)
 	if (OidIsValid(now_there))
 		tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
 	else
-		(void) tasksched_database_forget(MyDatabaseId, true);
+		tasksched_database_forget(MyDatabaseId, true);
 	exit_cleanly();
 }
 
@@ -1101,7 +1101,7 @@ initialize(void)
 	if (!OidIsValid(extension))
 	{
 		tasksched_slots_quit(MyDatabaseId, InvalidOid, true);
-		(void) tasksched_database_forget(MyDatabaseId, true);
+		tasksched_database_forget(MyDatabaseId, true);
 		exit_cleanly();
 	}
 	tasksched_database_set_known();
@@ -1151,7 +1151,6 @@ tasksched_scheduler_main(Datum arg)
 		proc_exit(0);
 	for_net = args.net;
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
 	pqsignal(SIGINT, PG_SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(args.dboid, InvalidOid, 0);

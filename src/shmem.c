@@ -89,8 +89,8 @@ static TaskSharedState *shared = NULL;
 static CrashBoard *board = NULL;
 
 static TaskSlot *my_slot = NULL;			/* in a worker */
-static volatile sig_atomic_t terminated = false;	/* likewise: SIGTERM came */
 static TaskDatabase *my_database = NULL;	/* in a scheduler */
+static volatile sig_atomic_t terminated = false;	/* in both: SIGTERM came */
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
@@ -201,6 +201,14 @@ tasksched_preloaded(void)
 	return shared != NULL;
 }
 
+/* SIGTERM in a scheduler or a worker: remember that the end is not its doing */
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	terminated = true;
+	die(PASS_SIGNAL_ARGS);
+}
+
 /* ----------
  * The launcher
  * ----------
@@ -296,6 +304,29 @@ tasksched_shortage(void)
  * ----------
  */
 
+/* Move a slot to another state; the one place where that happens */
+static void
+set_slot_state(TaskSlot *slot, SlotState state)
+{
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+	Assert(state == SLOT_STARTING ? slot->state == SLOT_FREE :
+		   state == SLOT_IDLE ? slot->state == SLOT_STARTING ||
+		   slot->state == SLOT_READY || slot->state == SLOT_RUNNING :
+		   state == SLOT_READY ? slot->state == SLOT_IDLE || slot->state == SLOT_RUNNING :
+		   state == SLOT_RUNNING ? slot->state == SLOT_READY :
+		   state == SLOT_DEAD ? slot->state == SLOT_READY || slot->state == SLOT_RUNNING :
+		   slot->state != SLOT_READY && slot->state != SLOT_RUNNING);
+	slot->state = state;
+	slot->since = GetCurrentTimestamp();
+	if (state == SLOT_FREE || state == SLOT_DEAD)
+	{
+		slot->pid = 0;
+		slot->latch = NULL;
+	}
+	if (state == SLOT_FREE)
+		slot->dboid = InvalidOid;
+}
+
 static TaskDatabase *
 find_database(Oid dboid)
 {
@@ -323,8 +354,10 @@ find_or_create_database(Oid dboid)
 	db->pid = 0;
 	db->latch = NULL;
 	db->yield = false;
+	db->forget = false;
 	db->known = false;
 	db->clean_exit = true;
+	db->terminated = false;
 	pg_atomic_write_u32(&db->wake, 0);
 	pg_atomic_write_u64(&db->wake_run_at, (uint64) DT_NOEND);
 	db->next_due = DT_NOEND;
@@ -385,12 +418,34 @@ tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at)
 	LWLockRelease(shared->lock);
 }
 
+/*
+ * Remove an entry, and free the slots that are the scheduler's to free, since no
+ * other one may come.  A worker that is still on its way finds that out.
+ */
+static void
+remove_database(TaskDatabase *db)
+{
+	for (int i = 0; i < tasksched_slot_count(); i++)
+	{
+		TaskSlot   *slot = &shared->slots[i];
+
+		if (slot->dboid == db->dboid &&
+			(slot->state == SLOT_DEAD || (slot->state == SLOT_STARTING && slot->pid == 0)))
+			set_slot_state(slot, SLOT_FREE);
+	}
+	db->dboid = InvalidOid;
+}
+
 static void
 database_detach(int code, Datum arg)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->pid = 0;
 	my_database->latch = NULL;
+	my_database->terminated = terminated;
+	/* unless there has been a reason since, such as CREATE EXTENSION */
+	if (my_database->forget && pg_atomic_read_u32(&my_database->wake) == 0)
+		remove_database(my_database);
 	my_database = NULL;
 	wake_launcher();
 	LWLockRelease(shared->lock);
@@ -410,13 +465,18 @@ tasksched_database_attach(Oid dboid)
 		db->pid = MyProcPid;
 		db->latch = MyLatch;
 		db->yield = false;
+		db->forget = false;
 		db->clean_exit = false;
+		db->terminated = false;
 		my_database = db;
 		result = true;
 	}
 	LWLockRelease(shared->lock);
 	if (result)
+	{
+		pqsignal(SIGTERM, handle_sigterm);
 		before_shmem_exit(database_detach, 0);
+	}
 	return result;
 }
 
@@ -520,73 +580,68 @@ tasksched_database_report_error(const char *message)
 }
 
 /*
- * Forget a database that is gone or has lost the extension.  With if_not_woken
- * it stays if there is a reason that its scheduler has not seen, since that may
- * have been CREATE EXTENSION.
+ * Forget a database that is gone, takes no connections or has lost the
+ * extension.  With if_not_woken it stays if there is a reason that its scheduler
+ * has not seen, since that may have been CREATE EXTENSION.  While it has a
+ * scheduler, its entry can't be used for another one: that scheduler is asked to
+ * leave, and removes the entry.
  */
-bool
+void
 tasksched_database_forget(Oid dboid, bool if_not_woken)
 {
 	TaskDatabase *db;
-	bool		result = true;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	db = find_database(dboid);
-	if (db != NULL)
+	if (db != NULL && !(if_not_woken && pg_atomic_read_u32(&db->wake) != 0))
 	{
-		if (if_not_woken && pg_atomic_read_u32(&db->wake) != 0)
-			result = false;
+		if (db->pid == 0)
+			remove_database(db);
 		else
-			db->dboid = InvalidOid;	/* its scheduler, if any, is about to exit */
+		{
+			db->forget = true;
+			if (db->pid != MyProcPid)
+				kill(db->pid, SIGTERM);
+		}
 	}
 	LWLockRelease(shared->lock);
-	return result;
 }
 
-/* Is a slot's worker connected, or about to be, without a task? */
-static bool
-is_idle_in(TaskSlot *slot, Oid dboid)
-{
-	return slot->dboid == dboid && (slot->state == SLOT_STARTING || slot->state == SLOT_IDLE);
-}
-
-/* Are a scheduler or idle workers in a database? */
+/*
+ * Make the scheduler and the idle workers of a database go, and the others as
+ * soon as they are idle.  Returns whether any was there that has to go; to be
+ * called until that is false, since one that was on its way may have come.
+ */
 bool
-tasksched_database_occupied(Oid dboid)
-{
-	TaskDatabase *db;
-	bool		result;
-
-	LWLockAcquire(shared->lock, LW_SHARED);
-	db = find_database(dboid);
-	result = db != NULL && db->pid != 0;
-	for (int i = 0; i < tasksched_slot_count() && !result; i++)
-		result = is_idle_in(&shared->slots[i], dboid) && shared->slots[i].pid != 0;
-	LWLockRelease(shared->lock);
-	return result;
-}
-
-/* Terminate the scheduler and the idle workers of a database */
-void
 tasksched_database_clear(Oid dboid)
 {
 	TaskDatabase *db;
+	bool		occupied = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	db = find_database(dboid);
 	if (db != NULL && db->pid != 0)
+	{
 		kill(db->pid, SIGTERM);
+		occupied = true;
+	}
 	for (int i = 0; i < tasksched_slot_count(); i++)
 	{
 		TaskSlot   *slot = &shared->slots[i];
 
-		if (!is_idle_in(slot, dboid))
+		if (slot->dboid != dboid)
 			continue;
 		slot->quit = true;
-		if (slot->pid != 0)
+		if (slot->state == SLOT_STARTING && slot->pid == 0)
+			set_slot_state(slot, SLOT_FREE);	/* it finds that out when it comes */
+		else if (slot->state == SLOT_STARTING || slot->state == SLOT_IDLE)
+		{
 			kill(slot->pid, SIGTERM);
+			occupied = true;
+		}
 	}
 	LWLockRelease(shared->lock);
+	return occupied;
 }
 
 /* A copy of all entries in use */
@@ -631,29 +686,6 @@ tasksched_database_copy(Oid dboid, TaskDatabase *copy)
  * Worker slots: the scheduler's side
  * ----------
  */
-
-/* Move a slot to another state; the one place where that happens */
-static void
-set_slot_state(TaskSlot *slot, SlotState state)
-{
-	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
-	Assert(state == SLOT_STARTING ? slot->state == SLOT_FREE :
-		   state == SLOT_IDLE ? slot->state == SLOT_STARTING ||
-		   slot->state == SLOT_READY || slot->state == SLOT_RUNNING :
-		   state == SLOT_READY ? slot->state == SLOT_IDLE || slot->state == SLOT_RUNNING :
-		   state == SLOT_RUNNING ? slot->state == SLOT_READY :
-		   state == SLOT_DEAD ? slot->state == SLOT_READY || slot->state == SLOT_RUNNING :
-		   slot->state != SLOT_READY && slot->state != SLOT_RUNNING);
-	slot->state = state;
-	slot->since = GetCurrentTimestamp();
-	if (state == SLOT_FREE || state == SLOT_DEAD)
-	{
-		slot->pid = 0;
-		slot->latch = NULL;
-	}
-	if (state == SLOT_FREE)
-		slot->dboid = InvalidOid;
-}
 
 /* Is it still the same reservation? */
 static bool
@@ -905,14 +937,6 @@ tasksched_helper_attach(void)
 	leaders_place = &board->places[found];
 }
 
-/* SIGTERM: remember that the end is not our doing */
-static void
-handle_sigterm(SIGNAL_ARGS)
-{
-	terminated = true;
-	die(PASS_SIGNAL_ARGS);
-}
-
 /*
  * Leave the slot.  An end in the action that nobody asked for (FATAL, exit())
  * counts as a crash of the task.
@@ -928,8 +952,11 @@ slot_detach(int code, Datum arg)
 		if (slot->end == END_CRASHED && terminated)
 			slot->end = END_TERMINATED;
 		wake_slot_scheduler(slot);
-		set_slot_state(slot, slot->state == SLOT_READY || slot->state == SLOT_RUNNING ?
-					   SLOT_DEAD : SLOT_FREE);
+		if (slot->state == SLOT_READY || slot->state == SLOT_RUNNING)
+			set_slot_state(slot, SLOT_DEAD);
+		/* a task that nobody will put back: the database or the extension is gone */
+		if (slot->state != SLOT_DEAD || find_database(slot->dboid) == NULL)
+			set_slot_state(slot, SLOT_FREE);
 		my_place()->armed = false;
 	}
 	LWLockRelease(shared->lock);

@@ -94,8 +94,8 @@ tasksched_new_databases_at_commit(void)
 }
 
 /*
- * A prepared transaction was committed or rolled back.  No callback tells what
- * it did: it may have changed any task.
+ * A prepared transaction is being committed or rolled back.  No callback tells
+ * what it did: it may have changed any task.
  */
 void
 tasksched_prepared_ended(void)

@@ -178,8 +178,10 @@ typedef struct TaskDatabase
 	int			pid;			/* of the scheduler, 0 = none */
 	Latch	   *latch;			/* likewise */
 	bool		yield;			/* the launcher wants the scheduler's place */
+	bool		forget;			/* the entry goes with the scheduler */
 	bool		known;			/* the extension has been seen */
 	bool		clean_exit;		/* the last scheduler ended on its own accord */
+	bool		terminated;		/* the last scheduler was sent SIGTERM */
 
 	pg_atomic_uint32 wake;		/* WAKE_* bits not yet seen by the scheduler */
 	pg_atomic_uint64 wake_run_at;	/* earliest due time that came with them */
@@ -211,9 +213,8 @@ extern void tasksched_database_set_yield(Oid dboid, bool yield);
 extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
 									  bool no_slot, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
-extern bool tasksched_database_forget(Oid dboid, bool if_not_woken);
-extern bool tasksched_database_occupied(Oid dboid);
-extern void tasksched_database_clear(Oid dboid);
+extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
+extern bool tasksched_database_clear(Oid dboid);
 extern TaskDatabase *tasksched_databases_copy(int *n);
 extern bool tasksched_database_copy(Oid dboid, TaskDatabase *copy);
 

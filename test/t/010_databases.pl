@@ -1,0 +1,210 @@
+# Commands that need a database to themselves: with our processes idle there they
+# succeed as if we were not, with a task that runs there they fail as for any
+# session, and say which task it is.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use TaskschedTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes 'time';
+
+# few slots, to see that none is lost
+my $node = new_node('databases', extension => 0, conf => <<'EOT');
+max_worker_processes = 8
+tasksched.max_running_tasks = 4
+EOT
+my $id;
+
+mkdir $node->basedir . '/space' or die $!;
+sql($node, 'CREATE TABLESPACE space LOCATION ' . "'" . $node->basedir . "/space'");
+sql($node, <<'EOT');
+CREATE ROLE boss LOGIN CREATEDB;
+CREATE ROLE poor LOGIN;
+CREATE ROLE other LOGIN CREATEDB;
+GRANT CREATE ON TABLESPACE space TO boss;
+CREATE DATABASE base;
+EOT
+create_fixtures($node, 'base');
+sql($node, q{SELECT tasksched.grant_usage('boss')}, 'base');
+sql($node, 'ALTER DATABASE base IS_TEMPLATE true; CREATE DATABASE ours TEMPLATE base OWNER boss');
+
+sub ours_in { return join(' ', sort { $a <=> $b } pids_of($node, 'tasksched scheduler', @_), pids_of($node, 'tasksched worker', @_)); }
+
+# A scheduler and an idle worker are in the database: a task has just run there
+sub be_idle
+{
+	my ($db) = @_;
+
+	wait_for_status($node, schedule($node, q{'note'}, $db), 'complete', "a task runs in $db", $db);
+	return;
+}
+
+# A command that must succeed, at once if it is one of several: 5 s is how long the
+# server waits for a session that does not go
+sub at_once
+{
+	my ($user, @commands) = @_;
+	my $best = 1000;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	foreach my $command (@commands)
+	{
+		my ($db, $sql) = @$command;
+		be_idle($db);
+		my $start = time;
+		my (undef, $stderr) = try_sql($node, $sql, user => $user);
+		my $took = time - $start;
+		is($stderr, '', "idle: $sql");
+		$best = $took if $took < $best;
+	}
+	ok($best < 4, 'at once') or diag("best of all: $best s");
+	return;
+}
+
+# ---------------------------------------------------------------------------
+# Idle
+# ---------------------------------------------------------------------------
+at_once('boss',
+	[ 'ours', 'ALTER DATABASE ours RENAME TO theirs' ],
+	[ 'theirs', 'DO $$ BEGIN ALTER DATABASE theirs RENAME TO ours; END $$' ]);
+at_once('boss', [ 'ours', 'ALTER DATABASE ours SET TABLESPACE space' ]);
+at_once(undef, [ 'ours', 'ALTER DATABASE ours SET TABLESPACE pg_default' ]);
+at_once('boss',
+	[ 'ours', 'CREATE DATABASE copy1 TEMPLATE ours STRATEGY wal_log' ],
+	[ 'ours', 'CREATE DATABASE copy2 TEMPLATE ours STRATEGY file_copy' ]);
+at_once('boss', [ 'copy1', 'DROP DATABASE copy1' ], [ 'copy2', 'DROP DATABASE copy2 WITH (FORCE)' ]);
+be_idle('ours');
+local $ENV{PGHOST} = $node->host;
+local $ENV{PGPORT} = $node->port;
+command_ok([ 'createdb', '-U', 'boss', '-T', 'ours', 'copy' ], 'createdb -T');
+be_idle('copy');
+command_ok([ 'dropdb', '-U', 'boss', 'copy' ], 'dropdb');
+
+# a scheduler that is just about to come does not slip in
+foreach my $n (1 .. 5)
+{
+	my (undef, $stderr) = try_sql($node, "CREATE DATABASE copy TEMPLATE ours;\nDROP DATABASE copy;\n", user => 'boss');
+	is($stderr, '', "a copy is dropped as soon as it is made ($n)");
+}
+
+# the template that nobody names
+sql($node, 'CREATE EXTENSION tasksched', 'template1');
+scheduler_pid($node, 'template1');
+sql($node, 'CREATE DATABASE plain');
+scheduler_pid($node, 'plain');
+sql($node, 'DROP DATABASE plain');
+sql($node, 'DROP EXTENSION tasksched', 'template1');
+
+# ---------------------------------------------------------------------------
+# What is not done leaves the scheduler running, or lets it come back
+# ---------------------------------------------------------------------------
+be_idle('ours');
+my $before = ours_in('ours');
+sql($node, 'GRANT CREATE ON TABLESPACE space TO poor');
+foreach (
+	[ 'poor', 'DROP DATABASE ours' ],
+	[ 'poor', 'DROP DATABASE ours WITH (FORCE)' ],
+	[ 'poor', 'ALTER DATABASE ours RENAME TO mine' ],
+	[ 'poor', 'ALTER DATABASE ours SET TABLESPACE space' ],
+	[ 'other', 'CREATE DATABASE mine TEMPLATE ours' ],
+	[ 'poor', 'CREATE DATABASE mine TEMPLATE base' ])
+{
+	sqlstate_is($node, $_->[1], '42501', "$_->[0] may not: $_->[1]", user => $_->[0]);
+}
+sqlstate_is($node, "BEGIN;\nDROP DATABASE ours", '25001', 'nor may anybody in a transaction block');
+sql($node, 'ALTER ROLE boss NOCREATEDB');
+sqlstate_is($node, 'ALTER DATABASE ours RENAME TO mine', '42501', 'nor an owner without CREATEDB rename', user => 'boss');
+sqlstate_is($node, 'CREATE DATABASE mine TEMPLATE ours', '42501', 'or copy', user => 'boss');
+sql($node, 'ALTER ROLE boss CREATEDB');
+is(ours_in('ours'), $before, 'our processes are still the same');
+
+foreach my $n (1 .. 3)
+{
+	sql($node, 'BEGIN; ALTER DATABASE ours RENAME TO mine; ROLLBACK');
+	be_idle('ours');
+	sqlstate_is($node, 'ALTER DATABASE ours RENAME TO base', '42P04', "a command is rolled back, another fails ($n)");
+	my $took = wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'ours' AND backend_type = 'tasksched scheduler'},
+		1, 'the scheduler comes back');
+	cmp_ok($took, '<', 10, 'each time soon');
+}
+
+# ---------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------
+my $held = schedule($node, q{'hold', 'gate'}, 'ours');
+my $pid = worker_pid($node, $held, 'ours');
+my $named = qr/HINT: .*\Q$held\E \(action "hold", PID $pid\).*cancel_task/;
+my $stderr = sqlstate_is($node, 'DROP DATABASE ours', '55006', 'running: DROP DATABASE fails', user => 'boss');
+like($stderr, qr/$named.*WITH \(FORCE\)/, 'and names the task');
+$stderr = sqlstate_is($node, 'CREATE DATABASE copy TEMPLATE ours', '55006', 'so does a copy');
+like($stderr, $named, 'and names the task');
+unlike($stderr, qr/FORCE/, 'it has no FORCE');
+be_idle('ours');
+is(worker_pid($node, $held, 'ours'), $pid, 'the task runs on, beside others');
+
+# as for any session, it is enough that it ends in time
+my ($out, $err) = ('', '');
+my $rename = IPC::Run::start(
+	[ 'psql', '-XAtq', '-U', 'boss', '-d', $node->connstr('postgres'), '-c', 'ALTER DATABASE ours RENAME TO renamed' ],
+	'>', \$out, '2>', \$err);
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock' AND granted},
+	1, 'ALTER DATABASE waits');
+signal_process('INT', $pid);
+$rename->finish;
+is($err, '', 'it goes on when the task has ended');
+is(field_of($node, $held, q{status, error_details ->> 'sqlstate'}, 'renamed'), 'failed|57014', 'which was cancelled');
+be_idle('renamed');
+
+# FORCE: with the rights that it asks for with any session
+$held = schedule($node, q{'hold', 'force'}, 'renamed');
+wait_for_running($node, $held, 'a task of a superuser runs', 'renamed');
+sqlstate_is($node, 'DROP DATABASE renamed WITH (FORCE)', '42501', 'an owner who is not may not end it', user => 'boss');
+sql($node, "SELECT tasksched.cancel_task('$held')", 'renamed');
+wait_for_status($node, $held, 'cancelled', 'it is cancelled', 'renamed');
+wait_value($node, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'and has ended', 'renamed');
+$held = sql($node, q{SET ROLE boss; SELECT tasksched.schedule_task('hold', 'force')}, 'renamed');
+wait_for_running($node, $held, 'a task of the owner runs', 'renamed');
+(undef, $stderr) = try_sql($node, 'DROP DATABASE renamed WITH (FORCE)', user => 'boss');
+is($stderr, '', 'the owner may end it');
+
+# again and again: what ran there leaves nothing behind
+foreach my $n (1 .. 6)
+{
+	sql($node, 'CREATE DATABASE victim TEMPLATE base');
+	my @ids = map { schedule($node, q{'hold', 'never'}, 'victim') } 1 .. 4;
+	wait_for_running($node, \@ids, "four tasks run ($n)", 'victim');
+	sql($node, 'DROP DATABASE victim WITH (FORCE)');
+}
+be_idle('base');
+
+# ---------------------------------------------------------------------------
+# A database that takes no connections, and one that takes hardly any
+# ---------------------------------------------------------------------------
+sql($node, 'CREATE DATABASE ours TEMPLATE base');
+$held = schedule($node, q{'hold', 'closed'}, 'ours');
+my $later = schedule($node, q{'note', delay => '1 s'}, 'ours');
+$pid = worker_pid($node, $held, 'ours');
+sql($node, 'ALTER DATABASE ours ALLOW_CONNECTIONS false');
+wait_value($node, q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = 'ours'},
+	$pid, 'ALLOW_CONNECTIONS false: all leave but the worker that runs a task');
+sql($node, 'CREATE DATABASE another TEMPLATE base');
+be_idle('another');
+$before = scheduler_pid($node, 'another');
+signal_process('INT', $pid);
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'ours'}, 0, 'it leaves after that');
+is(scheduler_pid($node, 'another'), $before, 'another database is not disturbed');
+sql($node, 'ALTER DATABASE ours ALLOW_CONNECTIONS true');
+wait_for_status($node, $later, 'complete', 'true again: the tasks go on', 'ours');
+is(field_of($node, $held, q{status, error_details ->> 'sqlstate', launch}, 'ours'), 'failed|57014|1', 'what ended meanwhile has its outcome');
+sql($node, 'ALTER DATABASE ours CONNECTION LIMIT 0');
+$node->restart;
+$id = sql($node, q{SET ROLE boss; SELECT tasksched.schedule_task('note')}, 'ours');
+wait_for_status($node, $id, 'complete', 'CONNECTION LIMIT does not count workers', 'ours');
+
+$node->stop;
+check_log($node);
+done_testing();
