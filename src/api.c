@@ -17,6 +17,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
@@ -581,6 +582,27 @@ check_waitable(const pg_uuid_t *id)
 }
 
 /*
+ * Look at a task, and keep no lock on the tables: a command such as VACUUM FULL
+ * would wait for us then, and the worker that we wait for behind that command.
+ */
+static bool
+look_and_let_go(const pg_uuid_t *id, TaskLookup *task)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	ResourceOwner looking = ResourceOwnerCreate(owner, "tasksched look");
+	bool		found;
+
+	CurrentResourceOwner = looking;
+	found = tasksched_store_lookup(id, true, task);
+	ResourceOwnerRelease(looking, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
+	ResourceOwnerRelease(looking, RESOURCE_RELEASE_LOCKS, false, false);
+	ResourceOwnerRelease(looking, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+	CurrentResourceOwner = owner;
+	ResourceOwnerDelete(looking);
+	return found;
+}
+
+/*
  * Wait until a task is finished or unknown; false at the deadline.  Every look
  * is under the latest snapshot, whatever the isolation level is.
  */
@@ -596,7 +618,7 @@ wait_until_finished(const pg_uuid_t *id, TimestampTz deadline)
 		long		timeout = WAIT_NET_MS;
 
 		task.own_write = false;
-		finished = !tasksched_store_lookup(id, true, &task) ||
+		finished = !look_and_let_go(id, &task) ||
 			(task.status != STATUS_SCHEDULED && task.status != STATUS_ACTIVE);
 		if (task.own_write)
 			ereport(ERROR,
