@@ -3,14 +3,30 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION tasksched" to load this file. \quit
 
--- Whoever owns the schema could put objects of its own beside ours
+-- Whoever owns the schema could put objects of its own beside ours, and what is
+-- there already could be taken for a function or an operator that this script
+-- means.  So nothing here may be looked up in the schema, either.
 DO $$
+DECLARE
+	schema pg_catalog.oid;
+	super pg_catalog.bool;
 BEGIN
-	IF NOT (SELECT r.rolsuper FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
-			WHERE n.nspname = '@extschema@') THEN
+	SELECT n.oid, r.rolsuper INTO schema, super
+	FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) n.nspowner
+	WHERE n.nspname OPERATOR(pg_catalog.=) '@extschema@'::pg_catalog.name;
+	IF NOT super THEN
 		RAISE insufficient_privilege USING
 			MESSAGE = 'schema "@extschema@" is owned by a role that is not a superuser',
-			HINT = 'Drop the schema, or change its owner, before you create the extension.';
+			HINT = 'Drop the schema before you create the extension.';
+	END IF;
+	IF EXISTS (SELECT FROM pg_catalog.pg_depend d
+			WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass::pg_catalog.oid
+				AND d.refobjid OPERATOR(pg_catalog.=) schema
+				AND d.deptype OPERATOR(pg_catalog.=) 'n'::pg_catalog."char"
+				AND d.classid OPERATOR(pg_catalog.<>) 'pg_catalog.pg_extension'::pg_catalog.regclass::pg_catalog.oid) THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = 'schema "@extschema@" is not empty',
+			HINT = 'Drop the schema before you create the extension.';
 	END IF;
 END
 $$;
@@ -557,22 +573,27 @@ END
 $$;
 COMMENT ON FUNCTION revoke_usage(text) IS 'take back what grant_usage() and grant_admin() gave';
 
--- ... nor to anybody else, whatever ALTER DEFAULT PRIVILEGES says
+-- ... nor to anybody else, whatever ALTER DEFAULT PRIVILEGES says.  Nothing of
+-- what follows is looked up in the schema.
 DO $$
 DECLARE
 	command text;
 BEGIN
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	FOR command IN
 		SELECT format('REVOKE ALL ON %s FROM %s', o.object, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
 		FROM (
 			SELECT 'FUNCTION ' || oid::regprocedure, coalesce(proacl, acldefault('f', proowner)), proowner
-			FROM pg_catalog.pg_proc WHERE pronamespace = '@extschema@'::regnamespace
+			FROM pg_proc WHERE pronamespace = '@extschema@'::regnamespace
 			UNION ALL
 			SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || oid::regclass, relacl, relowner
-			FROM pg_catalog.pg_class WHERE relnamespace = '@extschema@'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
+			FROM pg_class WHERE relnamespace = '@extschema@'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
 			UNION ALL
 			SELECT 'TYPE ' || oid::regtype, coalesce(typacl, acldefault('T', typowner)), typowner
-			FROM pg_catalog.pg_type WHERE typnamespace = '@extschema@'::regnamespace AND typelem = 0
+			FROM pg_type WHERE typnamespace = '@extschema@'::regnamespace AND typelem = 0
+			UNION ALL
+			SELECT 'SCHEMA ' || oid::regnamespace, nspacl, nspowner
+			FROM pg_namespace WHERE nspname = '@extschema@'
 		) o(object, acl, owner), LATERAL aclexplode(o.acl) a
 		WHERE a.grantee <> o.owner
 		GROUP BY 1
@@ -583,9 +604,11 @@ END
 $$;
 
 GRANT USAGE ON SCHEMA @extschema@ TO pg_monitor;
-GRANT USAGE ON TYPE task_owner, task_status TO pg_monitor;
-GRANT EXECUTE ON FUNCTION _may_monitor(task_owner), _blocked_reason(text, task_owner, bigint, oid),
-	_function_exists(text), _stuck_before(), _running_tasks(), _status() TO pg_monitor;
-GRANT SELECT ON actions, running_tasks, status, stuck_tasks, blocked_tasks TO pg_monitor;
+GRANT USAGE ON TYPE @extschema@.task_owner, @extschema@.task_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@._may_monitor(@extschema@.task_owner),
+	@extschema@._blocked_reason(text, @extschema@.task_owner, bigint, oid), @extschema@._function_exists(text),
+	@extschema@._stuck_before(), @extschema@._running_tasks(), @extschema@._status() TO pg_monitor;
+GRANT SELECT ON @extschema@.actions, @extschema@.running_tasks, @extschema@.status, @extschema@.stuck_tasks,
+	@extschema@.blocked_tasks TO pg_monitor;
 
-SELECT _init();
+SELECT @extschema@._init();
