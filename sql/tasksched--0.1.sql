@@ -452,12 +452,17 @@ COMMENT ON FUNCTION resume_scheduler() IS 'end pause_scheduler(); admins only';
 
 /*
  * Row-level security: whoever has the rights of the owner sees a task, and
- * admins see all.
+ * admins see all.  The other tables have no policy: rights on all tables, such
+ * as those of pg_read_all_data and pg_write_all_data, do not reach them.
  */
 
 ALTER TABLE tasks ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner_or_admin ON tasks FOR SELECT USING (@extschema@._may_see(owner));
 COMMENT ON POLICY owner_or_admin ON tasks IS 'members of the owner role and admins see a task';
+ALTER TABLE live ENABLE ROW LEVEL SECURITY;
+ALTER TABLE finished ENABLE ROW LEVEL SECURITY;
+ALTER TABLE registered_actions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE scheduler_state ENABLE ROW LEVEL SECURITY;
 
 /*
  * Views
