@@ -241,8 +241,6 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	char	   *dbname = database_needed(stmt, &mode);
 	Oid			dboid = dbname ? get_database_oid(dbname, true) : InvalidOid;
 
-	if (ends_prepared(stmt))
-		tasksched_prepared_ended();
 	if (OidIsValid(dboid) && may_command(stmt, dboid, context))
 	{
 		MemoryContext cxt = CurrentMemoryContext;
@@ -265,6 +263,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (databases_change)
 		tasksched_new_databases_at_commit();
+	if (ends_prepared(stmt))
+		tasksched_prepared_ended();
 }
 
 void

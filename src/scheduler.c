@@ -1086,6 +1086,7 @@ static void
 initialize(void)
 {
 	HASHCTL		ctl = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(StuckNote)};
+	TimestampTz ignored;
 
 	pin_settings();
 	queue_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched queues", ALLOCSET_SMALL_SIZES);
@@ -1095,6 +1096,11 @@ initialize(void)
 	reset_queues(NULL, 0);
 	last_busy = GetCurrentTimestamp();
 
+	/*
+	 * The first round scans, which answers all reasons that came before.  One
+	 * that comes from here on may be CREATE EXTENSION.
+	 */
+	(void) tasksched_database_take_wake(&ignored);
 	tasksched_begin();
 	extension = tasksched_store_extension();
 	tasksched_commit();

@@ -94,13 +94,14 @@ tasksched_new_databases_at_commit(void)
 }
 
 /*
- * A prepared transaction is being committed or rolled back.  No callback tells
- * what it did: it may have changed any task.
+ * A prepared transaction was committed or rolled back.  No callback tells what
+ * it did: it may have changed any task, or created the extension.
  */
 void
 tasksched_prepared_ended(void)
 {
 	pending.flags |= WAKE_SCAN | WAKE_CHECK;
+	pending.create = pending.create || OidIsValid(tasksched_store_extension());
 	pending.waiters = PG_UINT64_MAX;
 }
 
