@@ -438,6 +438,7 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(true);
 	}
 
+	PreventCommandIfReadOnly("update_task()");
 	while (tasksched_store_lookup(id, false, &task))
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -460,6 +461,7 @@ tasksched_delete_task(PG_FUNCTION_ARGS)
 	pg_uuid_t  *id = PG_ARGISNULL(0) ? NULL : PG_GETARG_UUID_P(0);
 	TaskLookup	task;
 
+	PreventCommandIfReadOnly("delete_task()");
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -486,6 +488,7 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 				 errmsg("an action cannot cancel its own task"),
 				 errhint("Raise an exception, or return fail() or complete().")));
 
+	PreventCommandIfReadOnly("cancel_task()");
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -505,6 +508,7 @@ tasksched_retry_task(PG_FUNCTION_ARGS)
 	pg_uuid_t  *id = PG_ARGISNULL(0) ? NULL : PG_GETARG_UUID_P(0);
 	TaskLookup	task;
 
+	PreventCommandIfReadOnly("retry_task()");
 	if (id == NULL || !tasksched_store_lookup(id, false, &task) ||
 		task.status == STATUS_SCHEDULED || task.status == STATUS_ACTIVE)
 		PG_RETURN_BOOL(false);
