@@ -608,6 +608,12 @@ BEGIN
 END
 $$;
 
+-- pg_dump would warn that it can't dump these, of the row types of tables
+DELETE FROM pg_catalog.pg_init_privs p
+USING pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
+WHERE p.classoid = 'pg_catalog.pg_type'::regclass AND p.objoid = t.oid
+	AND t.typnamespace = '@extschema@'::regnamespace AND c.relkind <> 'c';
+
 GRANT USAGE ON SCHEMA @extschema@ TO pg_monitor;
 GRANT USAGE ON TYPE @extschema@.task_owner, @extschema@.task_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION @extschema@._may_monitor(@extschema@.task_owner),
