@@ -488,7 +488,9 @@ CREATE VIEW stuck_tasks WITH (security_barrier) AS
 	SELECT id, action, resource_id, owner, launch, started_at, updated_at,
 		pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) updated_at AS without_update
 	FROM @extschema@.live
-	WHERE status = 'active' AND updated_at < @extschema@._stuck_before() AND @extschema@._may_monitor(owner);
+	WHERE status = 'active' AND updated_at < @extschema@._stuck_before() AND @extschema@._may_monitor(owner)
+		AND installation = (SELECT last_value FROM @extschema@.installation)
+		AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database());
 COMMENT ON VIEW stuck_tasks IS 'active tasks without an update for longer than tasksched.stuck_after';
 
 CREATE VIEW blocked_tasks WITH (security_barrier) AS

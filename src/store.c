@@ -249,8 +249,9 @@ static const QueryText queries[NUM_QUERIES] = {
 		{UUIDARRAYOID, INT4ARRAYOID}
 	},
 	[Q_STUCK] = {
-		"SELECT id, action FROM tasksched.live WHERE status = 'active' AND updated_at < $1",
-		{TIMESTAMPTZOID}
+		"SELECT id, action FROM tasksched.live WHERE status = 'active' AND updated_at < $1 "
+		"AND installation = $2 AND database = $3",
+		{TIMESTAMPTZOID, INT8OID, OIDOID}
 	},
 	[Q_PURGE] = {
 		"DELETE FROM tasksched.finished WHERE id = ANY (ARRAY(SELECT id FROM tasksched.finished "
@@ -661,6 +662,14 @@ tasksched_store_installation(void)
 	return cached;
 }
 
+/* What tells tasks and schedulers of this database from those of another one */
+static void
+add_home(Args *args)
+{
+	add_arg(args, Int64GetDatum(tasksched_store_installation()));
+	add_arg(args, ObjectIdGetDatum(MyDatabaseId));
+}
+
 void
 tasksched_store_set_installation(void)
 {
@@ -748,8 +757,7 @@ tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz
 	add_pointer(&args, params);
 	add_arg(&args, ObjectIdGetDatum(GetUserId()));
 	add_time(&args, now);
-	add_arg(&args, Int64GetDatum(tasksched_store_installation()));
-	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	add_home(&args);
 	(void) execute(Q_INSERT, &args);
 	tasksched_wake_at_commit(WAKE_DUE, run_at);
 }
@@ -852,8 +860,7 @@ tasksched_store_retry(const pg_uuid_t *id)
 
 	add_pointer(&args, id);
 	add_time(&args, now);
-	add_arg(&args, Int64GetDatum(tasksched_store_installation()));
-	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	add_home(&args);
 	if (execute(Q_TO_LIVE, &args) == 0)
 		return false;
 	tasksched_wake_at_commit(WAKE_DUE, now);
@@ -865,8 +872,7 @@ tasksched_store_adopt(void)
 {
 	Args		args = {0};
 
-	add_arg(&args, Int64GetDatum(tasksched_store_installation()));
-	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	add_home(&args);
 	add_time(&args, GetCurrentTimestamp());
 	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
 	return (int64) execute(Q_ADOPT, &args);
@@ -961,18 +967,16 @@ tasksched_store_peek(int16 priority, TimestampTz after_run_at, const pg_uuid_t *
 					 TimestampTz horizon, int limit, Candidate *candidates)
 {
 	Args		args = {0};
-	int64		installation = tasksched_store_installation();
 	Entered		saved;
 	int			n;
 
-	enter(&saved);
 	add_arg(&args, Int16GetDatum(priority));
 	add_arg(&args, TimestampTzGetDatum(after_run_at));
 	add_pointer(&args, after_id);
 	add_arg(&args, TimestampTzGetDatum(horizon));
 	add_arg(&args, Int64GetDatum(limit));
-	add_arg(&args, Int64GetDatum(installation));
-	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
+	add_home(&args);
+	enter(&saved);
 	n = (int) run(Q_PEEK, &args);
 	for (int i = 0; i < n; i++)
 	{
@@ -1128,13 +1132,11 @@ tasksched_store_active(TaskRef **tasks)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	Args		args = {0};
-	int64		installation = tasksched_store_installation();
 	Entered		saved;
 	int			n;
 
+	add_home(&args);
 	enter(&saved);
-	add_arg(&args, Int64GetDatum(installation));
-	add_arg(&args, ObjectIdGetDatum(MyDatabaseId));
 	n = (int) run(Q_ACTIVE, &args);
 	*tasks = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(TaskRef));
 	copy_refs(*tasks, n);
@@ -1170,8 +1172,9 @@ tasksched_store_stuck(pg_uuid_t **ids, char ***actions)
 	Entered		saved;
 	int			n;
 
-	enter(&saved);
 	add_time(&args, GetCurrentTimestamp() - tasksched_stuck_after * USECS_PER_SEC);
+	add_home(&args);
+	enter(&saved);
 	n = (int) run(Q_STUCK, &args);
 	*ids = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(pg_uuid_t));
 	*actions = MemoryContextAlloc(cxt, Max(n, 1) * sizeof(char *));
