@@ -223,12 +223,15 @@ CREATE TABLE registered_actions (
 );
 COMMENT ON TABLE registered_actions IS 'registered actions, written by register_action() and read through the view actions';
 
+-- Without a row, a scheduler is not paused.  A row that a template or logical
+-- replication brought along is another scheduler's.
 CREATE TABLE scheduler_state (
-	singleton	boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-	paused		boolean NOT NULL DEFAULT false
+	installation	bigint,
+	database		oid,
+	paused			boolean NOT NULL,
+	PRIMARY KEY (installation, database)
 );
-COMMENT ON TABLE scheduler_state IS 'durable state of this database''s scheduler: one row';
-INSERT INTO scheduler_state DEFAULT VALUES;
+COMMENT ON TABLE scheduler_state IS 'durable state of schedulers: a row for each that has been paused';
 
 -- Live and finished tasks lie apart, so that the table that is claimed from
 -- stays small.  A task moves by DELETE and INSERT, never by an UPDATE of the

@@ -184,12 +184,13 @@ static const QueryText queries[NUM_QUERIES] = {
 		{INT8OID, OIDOID, TIMESTAMPTZOID}
 	},
 	[Q_SET_PAUSED] = {
-		"UPDATE tasksched.scheduler_state SET paused = $1 WHERE paused IS DISTINCT FROM $1",
-		{BOOLOID}
+		"INSERT INTO tasksched.scheduler_state AS s (installation, database, paused) VALUES ($1, $2, $3) "
+		"ON CONFLICT (installation, database) DO UPDATE SET paused = $3 WHERE s.paused <> $3",
+		{INT8OID, OIDOID, BOOLOID}
 	},
 	[Q_GET_PAUSED] = {
-		"SELECT paused FROM tasksched.scheduler_state",
-		{0}
+		"SELECT FROM tasksched.scheduler_state WHERE installation = $1 AND database = $2 AND paused",
+		{INT8OID, OIDOID}
 	},
 	[Q_PRIORITIES] = {
 		/* one index look-up for each */
@@ -883,6 +884,7 @@ tasksched_store_set_paused(bool paused)
 {
 	Args		args = {0};
 
+	add_home(&args);
 	add_arg(&args, BoolGetDatum(paused));
 	(void) execute(Q_SET_PAUSED, &args);
 	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
@@ -892,13 +894,9 @@ bool
 tasksched_store_get_paused(void)
 {
 	Args		args = {0};
-	Entered		saved;
-	bool		paused;
 
-	enter(&saved);
-	paused = run(Q_GET_PAUSED, &args) == 1 && DatumGetBool(result(0, 1, NULL));
-	leave(&saved);
-	return paused;
+	add_home(&args);
+	return execute(Q_GET_PAUSED, &args) > 0;
 }
 
 void
