@@ -234,8 +234,9 @@ CREATE TABLE scheduler_state (
 COMMENT ON TABLE scheduler_state IS 'durable state of schedulers: a row for each that has been paused';
 
 -- Live and finished tasks lie apart, so that the table that is claimed from
--- stays small.  A task moves by DELETE and INSERT, never by an UPDATE of the
--- partition key: a session that waits for the row must find it gone, not fail.
+-- stays small: two tables that inherit from an empty one, which is what readers
+-- see.  They are no partitions, whose data pg_dump -n could not dump (it
+-- crashes).  A task moves by DELETE and INSERT in one statement.
 CREATE TABLE tasks (
 	id				uuid NOT NULL,
 	action			text NOT NULL,
@@ -260,9 +261,10 @@ CREATE TABLE tasks (
 	setbacks		integer NOT NULL DEFAULT 0,		-- launches in a row that failed outside the action
 	installation	bigint NOT NULL,				-- where the task belongs, together with
 	database		oid NOT NULL,					-- the OID of the database
-	finished		boolean NOT NULL,				-- partition key
-	PRIMARY KEY (id, finished)
-) PARTITION BY LIST (finished);
+	finished		boolean NOT NULL,				-- in which of the two tables it is
+	PRIMARY KEY (id),
+	CHECK (false) NO INHERIT
+);
 COMMENT ON TABLE tasks IS 'all tasks, live and finished; written only through functions';
 COMMENT ON COLUMN tasks.id IS 'UUID version 7: ordered by time, unique across servers';
 COMMENT ON COLUMN tasks.owner IS 'role that scheduled the task and with whose rights it runs; its last known name where the role is missing';
@@ -270,17 +272,21 @@ COMMENT ON COLUMN tasks.first_launch IS 'whether the next (or current) launch is
 COMMENT ON COLUMN tasks.setbacks IS 'launches in a row that failed before the action began or in bookkeeping';
 COMMENT ON COLUMN tasks.installation IS 'installation that the task belongs to';
 COMMENT ON COLUMN tasks.database IS 'OID of the database that the task belongs to';
-COMMENT ON COLUMN tasks.finished IS 'partition key: false in live, true in finished';
+COMMENT ON COLUMN tasks.finished IS 'false in live, true in finished';
 
-CREATE TABLE live PARTITION OF tasks (
+CREATE TABLE live (
+	PRIMARY KEY (id),
+	CHECK (NOT finished),
 	CHECK (status IN ('scheduled', 'active') AND finished_at IS NULL)
-) FOR VALUES IN (false) WITH (fillfactor = 80);
-COMMENT ON TABLE live IS 'partition of tasks: scheduled and active tasks';
+) INHERITS (tasks) WITH (fillfactor = 80);
+COMMENT ON TABLE live IS 'scheduled and active tasks';
 
-CREATE TABLE finished PARTITION OF tasks (
+CREATE TABLE finished (
+	PRIMARY KEY (id),
+	CHECK (finished),
 	CHECK (status IN ('complete', 'failed', 'cancelled') AND finished_at IS NOT NULL)
-) FOR VALUES IN (true);
-COMMENT ON TABLE finished IS 'partition of tasks: complete, failed and cancelled tasks, until tasksched.keep_finished_tasks';
+) INHERITS (tasks);
+COMMENT ON TABLE finished IS 'complete, failed and cancelled tasks, until tasksched.keep_finished_tasks';
 
 CREATE INDEX live_queue ON live (status, priority, run_at, id);
 CREATE INDEX live_resource_id ON live (resource_id) WHERE resource_id IS NOT NULL;
