@@ -237,6 +237,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	/* a copy may have the extension, another may take connections now */
 	bool		databases_change = IsA(stmt, CreatedbStmt) || IsA(stmt, DropdbStmt) ||
 		IsA(stmt, AlterDatabaseStmt);
+	bool		prepared = ends_prepared(stmt);
 	LOCKMODE	mode;
 	char	   *dbname = database_needed(stmt, &mode);
 	Oid			dboid = dbname ? get_database_oid(dbname, true) : InvalidOid;
@@ -263,7 +264,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (databases_change)
 		tasksched_new_databases_at_commit();
-	if (ends_prepared(stmt))
+	if (prepared)
 		tasksched_prepared_ended();
 }
 
