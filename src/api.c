@@ -736,14 +736,21 @@ Datum
 tasksched_claim(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum	   *elems;
 	bool	   *nulls;
-	Datum	   *elems = array_arg(fcinfo, 0, "ids", -1, &nulls);
-	int			n = ArrayGetNItems(ARR_NDIM(PG_GETARG_ARRAYTYPE_P(0)), ARR_DIMS(PG_GETARG_ARRAYTYPE_P(0)));
-	pg_uuid_t  *ids = palloc(Max(n, 1) * sizeof(pg_uuid_t));
-	TaskRef    *claimed = palloc(Max(n, 1) * sizeof(TaskRef));
+	int			n;
+	pg_uuid_t  *ids;
+	TaskRef    *claimed;
 
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), UUIDOID, UUID_LEN, false, TYPALIGN_CHAR,
+					  &elems, &nulls, &n);
+	ids = palloc0(Max(n, 1) * sizeof(pg_uuid_t));
+	claimed = palloc(Max(n, 1) * sizeof(TaskRef));
 	for (int i = 0; i < n; i++)
-		memcpy(&ids[i], nulls[i] ? &(pg_uuid_t) {0} : DatumGetUUIDP(elems[i]), sizeof(pg_uuid_t));
+	{
+		if (!nulls[i])
+			ids[i] = *DatumGetUUIDP(elems[i]);
+	}
 	InitMaterializedSRF(fcinfo, 0);
 	n = tasksched_store_claim(ids, n, claimed);
 	for (int i = 0; i < n; i++)

@@ -40,12 +40,12 @@ tasksched_role_exists(Oid role)
 static TaskOwner *
 make_owner(Oid role, const char *name)
 {
-	Size		size = offsetof(TaskOwner, name) + strlen(name) + 1;
-	TaskOwner  *owner = palloc0(size);
+	Size		length = strlen(name) + 1;
+	TaskOwner  *owner = palloc0(offsetof(TaskOwner, name) + length);
 
-	SET_VARSIZE(owner, size);
+	SET_VARSIZE(owner, offsetof(TaskOwner, name) + length);
 	owner->role = role;
-	strcpy(owner->name, name);
+	memcpy(owner->name, name, length);
 	return owner;
 }
 
@@ -138,7 +138,7 @@ PG_FUNCTION_INFO_V1(tasksched_owner_##name); \
 Datum \
 tasksched_owner_##name(PG_FUNCTION_ARGS) \
 { \
-	PG_RETURN_BOOL(owner_compare(fcinfo) op 0); \
+	PG_RETURN_BOOL(owner_compare(fcinfo) op 0); /* NOLINT(bugprone-macro-parentheses) */ \
 }
 
 OWNER_COMPARISON(eq, ==)

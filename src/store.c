@@ -545,8 +545,8 @@ find_extension(char **version)
 										 RelationGetDescr(rel), &isnull);
 
 		oid = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
-		if (!isnull)
-			*version = TextDatumGetCString(datum);
+		Assert(!isnull);
+		*version = TextDatumGetCString(datum);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
