@@ -7,9 +7,10 @@ MODULE_big = tasksched
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA = $(wildcard sql/tasksched--*.sql)
 
-PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"'
-# unused parameters are those of callbacks; the server's own headers compare signs
-PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+# as system headers, the server's own are not warned of
+PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"' -isystem $(includedir_server)
+# unused parameters are those of callbacks and of functions without arguments
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
 
 REGRESS = setup interface actions errors privileges
 REGRESS_OPTS = --inputdir=.
@@ -17,19 +18,23 @@ ISOLATION = claim cancel finish wait
 ISOLATION_OPTS = --inputdir=. --load-extension=tasksched
 
 PG_CONFIG ?= pg_config
-# "make test" and "make demo" install what is missing, pg_config among it.
-ifneq (,$(filter-out test demo,$(or $(MAKECMDGOALS),all)))
+# These targets install what is missing, pg_config among it.
+ifneq (,$(filter-out test demo lint,$(or $(MAKECMDGOALS),all)))
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 endif
 
 $(OBJS): src/compat.h src/tasksched.h tasksched.control
 
-.PHONY: test demo
+.PHONY: test demo lint
 
 # all tests, in a private server (variables: see test/run)
 test:
 	@bash test/run
+
+# warnings of compilers and analyzers
+lint:
+	@bash test/lint
 
 # an import that survives kill -9, in a private server
 demo:
