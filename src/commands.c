@@ -190,20 +190,6 @@ running_tasks_hint(Oid dboid, bool drop)
 					buf.data);
 }
 
-/* The command has failed since the database is in use: add by which tasks */
-static void
-rethrow_with_hint(Oid dboid, Node *stmt, MemoryContext cxt)
-{
-	ErrorData  *edata;
-
-	MemoryContextSwitchTo(cxt);
-	edata = CopyErrorData();
-	FlushErrorState();
-	if (edata->hint == NULL)
-		edata->hint = running_tasks_hint(dboid, IsA(stmt, DropdbStmt));
-	ReThrowError(edata);
-}
-
 static bool
 ends_prepared(Node *stmt)
 {
@@ -228,6 +214,37 @@ next_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyT
 								params, queryEnv, dest, qc);
 }
 
+/*
+ * Execute a command that needs a database to itself.  If it fails since the
+ * database is in use, add by which tasks.
+ */
+static void
+process_needing_database(Oid dboid, PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+						 ProcessUtilityContext context, ParamListInfo params,
+						 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		next_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		if (geterrcode() != ERRCODE_OBJECT_IN_USE)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(cxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		if (edata->hint == NULL)
+			edata->hint = running_tasks_hint(dboid, IsA(pstmt->utilityStmt, DropdbStmt));
+		ReThrowError(edata);
+	}
+	PG_END_TRY();
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				ProcessUtilityContext context, ParamListInfo params,
@@ -244,20 +261,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (OidIsValid(dboid) && may_command(stmt, dboid, context))
 	{
-		MemoryContext cxt = CurrentMemoryContext;
-
 		clear_database(dboid, mode);
-		PG_TRY();
-		{
-			next_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
-		}
-		PG_CATCH();
-		{
-			if (geterrcode() == ERRCODE_OBJECT_IN_USE)
-				rethrow_with_hint(dboid, stmt, cxt);
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		process_needing_database(dboid, pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 	}
 	else
 		next_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
