@@ -56,7 +56,7 @@
 	"t.error_details, t.owner::pg_catalog.regrole, t.priority, t.attempt, t.launch, t.crashes, " \
 	"t.created_at, t.started_at, t.updated_at, t.finished_at"
 
-/* What a task keeps when it moves between the partitions */
+/* What a task keeps when it moves between live and finished */
 #define KEPT_COLUMNS \
 	"id, action, resource_id, params, owner, priority, launch, created_at, "
 
