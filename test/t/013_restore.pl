@@ -46,7 +46,7 @@ wait_for_running($origin, $active, 'a task is active');
 wait_value($origin, q{SELECT count(*) FROM tasksched.tasks WHERE status IN ('complete', 'failed')}, 2, 'others are finished');
 flush_wal($origin);
 $origin->backup('backup');
-sql($origin, q{SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{600}'))});
+sql($origin, q{SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{300}'))});
 
 my $plain = "$dir/plain.sql";
 my $schema = "$dir/schema.sql";
@@ -60,7 +60,7 @@ my ($definitions, $warnings) = run_command([ 'pg_dump', '--schema-only', $origin
 like($definitions, qr/^CREATE EXTENSION IF NOT EXISTS tasksched/m, 'one of the definitions has the extension');
 unlike($definitions, qr/^COPY/m, 'but no tasks');
 is($warnings, '', 'pg_dump has nothing to warn of');
-wait_value($origin, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete'}, 601, 'meanwhile tasks run');
+wait_value($origin, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete'}, 301, 'meanwhile tasks run');
 my $ids = sql($origin, $all_ids);
 
 # The role is missing: the cluster's dump would bring it along
@@ -107,7 +107,7 @@ sub check_restored
 	is(sql($target, 'SELECT reason FROM tasksched.blocked_tasks', $db), $no_role, "$db: which says so");
 	is(sql($target, "SELECT launch, first_launch FROM runs WHERE id = '$active'", $db), '2|f',
 		"$db: the active one runs in a launch that is not its first");
-	is(sql($target, q{SELECT count(*), count(DISTINCT id) FROM runs}, $db), '604|604', "$db: the others once");
+	is(sql($target, q{SELECT count(*), count(DISTINCT id) FROM runs}, $db), '304|304', "$db: the others once");
 	return;
 }
 
