@@ -28,23 +28,6 @@ sql($node, "SELECT tasksched.update_task('$tomorrow', run_at => now())");
 wait_for_status($node, $tomorrow, 'complete', 'but an earlier due time does');
 
 # ---------------------------------------------------------------------------
-# Two-phase commit, also from another session
-# ---------------------------------------------------------------------------
-sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'prepared'); PREPARE TRANSACTION 'p1'});
-$id = schedule($node, q{'note'});
-wait_for_status($node, $id, 'complete', 'other tasks run meanwhile');
-is(sql($node, q{SELECT count(*) FROM runs JOIN tasksched.tasks USING (id) WHERE resource_id = 'prepared'}), 0, 'a prepared one does not');
-sql($node, q{COMMIT PREPARED 'p1'});
-wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'prepared'}, 'complete', 'until COMMIT PREPARED');
-$id = schedule($node, q{'hold', 'never'});
-wait_for_running($node, $id, 'a task runs');
-sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'p2'");
-is(sql($node, "SELECT tasksched.task_is_running('$id')"), 't', 'a prepared cancel does not stop it');
-sql($node, q{COMMIT PREPARED 'p2'});
-wait_until($node, "SELECT NOT tasksched.task_is_running('$id')", 'COMMIT PREPARED does');
-is(status_of($node, $id), 'cancelled', 'it is cancelled');
-
-# ---------------------------------------------------------------------------
 # An idle scheduler runs no query
 # ---------------------------------------------------------------------------
 my $far = schedule($node, q{'note', delay => '2 h'});
