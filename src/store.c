@@ -60,6 +60,14 @@
 #define KEPT_COLUMNS \
 	"id, action, resource_id, params, owner, priority, launch, created_at, "
 
+/*
+ * The status of a task that is looked up by its id, in a form that no index
+ * can serve: while the table is small, to walk through all tasks of a status
+ * looks as cheap as the look-up, and the plan would stay.
+ */
+#define IS_SCHEDULED "(status = 'scheduled') IS TRUE"
+#define IS_ACTIVE "(status = 'active') IS TRUE"
+
 /* Whether the role $2 may see a task; $1 is whether it is an admin */
 #define VISIBLE "($1 OR pg_catalog.pg_has_role($2, t.owner::oid, 'USAGE'))"
 
@@ -147,11 +155,11 @@ static const QueryText queries[NUM_QUERIES] = {
 	},
 	[Q_UPDATE_SCHEDULED] = {
 		"UPDATE tasksched.live SET run_at = coalesce($2, run_at), result = coalesce($3, result), "
-		"error = coalesce($4, error), updated_at = $5 WHERE id = $1 AND status = 'scheduled'",
+		"error = coalesce($4, error), updated_at = $5 WHERE id = $1 AND " IS_SCHEDULED,
 		{UUIDOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
 	},
 	[Q_DELETE_LIVE] = {
-		"DELETE FROM tasksched.live WHERE id = $1 AND status = 'scheduled'",
+		"DELETE FROM tasksched.live WHERE id = $1 AND " IS_SCHEDULED,
 		{UUIDOID}
 	},
 	[Q_DELETE_FINISHED] = {
@@ -161,7 +169,7 @@ static const QueryText queries[NUM_QUERIES] = {
 	[Q_TO_FINISHED] = {
 		/* $2: the launch that must hold the task, or NULL for whatever it is */
 		"WITH gone AS (DELETE FROM tasksched.live WHERE id = $1 "
-		"AND ($2 IS NULL OR launch = $2 AND status = 'active') RETURNING *) "
+		"AND ($2 IS NULL OR launch = $2 AND " IS_ACTIVE ") RETURNING *) "
 		"INSERT INTO tasksched.finished (" KEPT_COLUMNS "run_at, attempt, started_at, first_launch, setbacks, "
 		"installation, database, finished, status, result, error, error_details, crashes, updated_at, finished_at) "
 		"SELECT " KEPT_COLUMNS "run_at, CASE $3 WHEN 'failed' THEN greatest(attempt, 1) ELSE attempt END, "
@@ -216,9 +224,9 @@ static const QueryText queries[NUM_QUERIES] = {
 	[Q_CLAIM] = {
 		"UPDATE tasksched.live t SET status = 'active', launch = launch + 1, attempt = greatest(attempt, 1), "
 		"started_at = coalesce(started_at, $2), updated_at = $2 "
-		"FROM (SELECT id FROM tasksched.live WHERE id = ANY ($1) AND status = 'scheduled' AND run_at <= $2 "
+		"FROM (SELECT id FROM tasksched.live WHERE id = ANY ($1) AND " IS_SCHEDULED " AND run_at <= $2 "
 		"FOR NO KEY UPDATE SKIP LOCKED) c "
-		"WHERE t.id = c.id AND t.status = 'scheduled' RETURNING t.id, t.launch",
+		"WHERE t.id = c.id AND " IS_SCHEDULED " RETURNING t.id, t.launch",
 		{UUIDARRAYOID, TIMESTAMPTZOID}
 	},
 	[Q_LOCK_LIVE] = {
@@ -247,7 +255,7 @@ static const QueryText queries[NUM_QUERIES] = {
 	},
 	[Q_SUPERSEDED] = {
 		"SELECT r.id, r.launch FROM unnest($1, $2) r(id, launch) WHERE NOT EXISTS ("
-		"SELECT FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND t.status = 'active')",
+		"SELECT FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND " IS_ACTIVE ")",
 		{UUIDARRAYOID, INT4ARRAYOID}
 	},
 	[Q_STUCK] = {
@@ -262,12 +270,12 @@ static const QueryText queries[NUM_QUERIES] = {
 	},
 	[Q_READ] = {
 		"SELECT " TASK_COLUMNS ", t.first_launch FROM tasksched.live t "
-		"WHERE t.id = $1 AND t.launch = $2 AND t.status = 'active'",
+		"WHERE t.id = $1 AND t.launch = $2 AND " IS_ACTIVE,
 		{UUIDOID, INT4OID}
 	},
 	[Q_CHECKPOINT] = {
 		"UPDATE tasksched.live SET result = coalesce($3, result), error = coalesce($4, error), updated_at = $5 "
-		"WHERE id = $1 AND launch = $2 AND status = 'active'",
+		"WHERE id = $1 AND launch = $2 AND " IS_ACTIVE,
 		{UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
 	},
 	[Q_STAGE] = {
@@ -275,7 +283,7 @@ static const QueryText queries[NUM_QUERIES] = {
 		"UPDATE tasksched.live SET status = CASE WHEN $3 THEN status ELSE 'scheduled' END, "
 		"launch = launch + $3::int, run_at = coalesce($4, run_at), result = coalesce($5, result), "
 		"error = coalesce($6, error), first_launch = false, setbacks = 0, updated_at = $7 "
-		"WHERE id = $1 AND launch = $2 AND status = 'active'",
+		"WHERE id = $1 AND launch = $2 AND " IS_ACTIVE,
 		{UUIDOID, INT4OID, BOOLOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
 	},
 };

@@ -13,6 +13,18 @@ my $node = new_node('wakeup', conf => "max_prepared_transactions = 5\ntasksched.
 my $id;
 
 # ---------------------------------------------------------------------------
+# A claim reads what it claims, not the whole queue, also by plans that were made
+# while it was empty
+# ---------------------------------------------------------------------------
+$id = schedule($node, q{'nap', params => '{"s": 0}'});
+wait_for_status($node, $id, 'complete', 'a first task');
+sql($node, q{SELECT count(*) FROM tasksched.schedule_tasks('nap', array_fill('{"s": 0}'::jsonb, '{3000}'))});
+wait_value($node, 'SELECT count(*) FROM tasksched.live', 0, '3,000 more');
+wait_until($node, q{SELECT n_tup_del >= 3001 FROM pg_stat_all_tables WHERE relid = 'tasksched.live'::regclass}, 'the statistics have arrived');
+cmp_ok(sql($node, q{SELECT sum(idx_tup_read) / 3001 FROM pg_stat_all_indexes WHERE relid = 'tasksched.live'::regclass}),
+	'<', 100, 'index entries read for each');
+
+# ---------------------------------------------------------------------------
 # Due times
 # ---------------------------------------------------------------------------
 my @ids = map { schedule($node, "'note', delay => '$_ s'") } (0.2, 0.7, 1.5, 2);

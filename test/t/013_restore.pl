@@ -22,7 +22,7 @@ my $origin = new_node('origin', streaming => 1, start => 0, conf => "wal_level =
 $origin->enable_archiving;
 $origin->start;
 create_fixtures($origin);
-my $target = new_node('target', extension => 0);
+my $target = new_node('target', extension => 0, conf => "tasksched.stuck_after = '1s'\n");
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $me = sql($origin, 'SELECT current_user');
 
@@ -121,6 +121,11 @@ restore('schema', [ 'psql', '-X', '-q', '-f', $schema, $target->connstr('schema'
 # what its tasks have left behind is not in that dump
 sql($target, q{INSERT INTO runs (id, launch, first_launch) SELECT id, 1, true FROM tasksched.finished WHERE action = 'note' AND status = 'complete'}, 'schema');
 restore('cluster', [ 'psql', '-X', '-q', '-f', $cluster, $target->connstr('postgres') ]);
+my $scan = sql($target, q{SELECT last_scan FROM tasksched.status WHERE database = 'plain'}, 'plain');
+sql($target, 'SELECT tasksched.resume_scheduler()', 'plain');
+wait_until($target, qq{SELECT last_scan > '$scan' FROM tasksched.status WHERE database = 'plain'}, 'a scan after the restore', 'plain');
+unlike(log_since($target, 0), qr/may be stuck/, 'a held task is not taken for a stuck one');
+is(sql($target, 'SELECT count(*) FROM tasksched.stuck_tasks', 'plain'), 0, 'nor in stuck_tasks');
 check_restored($_) foreach qw(plain custom directory schema postgres);
 
 sql($target, q{CREATE ROLE missing; SELECT tasksched.grant_usage('missing')}, 'plain');
