@@ -49,6 +49,15 @@ sql($old, q{COMMIT PREPARED 'cancel'});
 wait_until($old, "SELECT NOT tasksched.task_is_running('$id')", 'COMMIT PREPARED does');
 is(status_of($old, $id), 'cancelled', 'it is cancelled');
 
+$id = schedule($old, q{'hold', 'locked'});
+wait_for_running($old, $id, 'another runs');
+sql($old, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'cancel'");
+open_gate($old, 'locked');
+wait_value($old, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND wait_event_type = 'Lock'}, 1,
+	'its worker waits for a prepared cancel');
+sql($old, q{ROLLBACK PREPARED 'cancel'});
+wait_for_status($old, $id, 'complete', 'it completes at ROLLBACK PREPARED');
+
 sql($old, <<'EOT');
 CREATE PROCEDURE preparing() LANGUAGE plpgsql AS $$
 BEGIN
