@@ -68,7 +68,16 @@ sub end
 	return $output;
 }
 
-sub errors { return $_[0]->{stderr}; }
+# The server has ended it
+sub gone
+{
+	my ($self) = @_;
+
+	$self->{timer}->start($PostgreSQL::Test::Utils::timeout_default);
+	$self->{stdin} .= "SELECT 1;\n";
+	$self->{psql}->finish;
+	return;
+}
 
 sub quit
 {
