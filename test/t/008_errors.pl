@@ -335,35 +335,41 @@ SKIP:
 #include "access/xact.h"
 #include "fmgr.h"
 PG_MODULE_MAGIC;
-PG_FUNCTION_INFO_V1(open_subtransaction);
+PG_FUNCTION_INFO_V1(leave_open);
 Datum
-open_subtransaction(PG_FUNCTION_ARGS)
+leave_open(PG_FUNCTION_ARGS)
 {
 	BeginInternalSubTransaction(NULL);
 	BeginInternalSubTransaction(NULL);
 	PG_RETURN_VOID();
 }
-PG_FUNCTION_INFO_V1(fail_in_subtransaction);
+PG_FUNCTION_INFO_V1(fail_inside);
 Datum
-fail_in_subtransaction(PG_FUNCTION_ARGS)
+fail_inside(PG_FUNCTION_ARGS)
 {
-	BeginInternalSubTransaction(NULL);
-	BeginInternalSubTransaction(NULL);
+	leave_open(fcinfo);
 	ereport(ERROR, (errcode(ERRCODE_DIVISION_BY_ZERO), errmsg("in a subtransaction")));
 }
 EOT
 	skip 'no C compiler', 1
 	  if system_log('cc', '-w', '-shared', '-fPIC', "-I$include", '-o', "$name.so", "$name.c") != 0;
-	foreach my $case ([ 'fail_in_subtransaction', '22012' ], [ 'open_subtransaction', '2D000' ])
+	sql($node, <<"EOT");
+TRUNCATE seen;
+CREATE FUNCTION leave_open() RETURNS void LANGUAGE c AS '$name.so';
+CREATE FUNCTION fail_inside() RETURNS void LANGUAGE c AS '$name.so';
+CREATE FUNCTION insert_and_fail() RETURNS void LANGUAGE sql AS 'INSERT INTO seen VALUES (1); SELECT fail_inside()';
+SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{leave_open,fail_inside,insert_and_fail}'::text[]) a;
+EOT
+	foreach my $case ([ 'leave_open', '2D000' ], [ 'fail_inside', '22012' ], [ 'insert_and_fail', '22012' ])
 	{
-		my ($function, $sqlstate) = @$case;
+		my ($action, $sqlstate) = @$case;
 
-		sql($node, "CREATE FUNCTION $function() RETURNS void LANGUAGE c AS '$name.so'; SELECT tasksched.register_action('$function', '$function')");
-		$id = schedule($node, "'$function'");
-		wait_for_status($node, $id, 'failed', 'an action leaves subtransactions open');
-		is(field_of($node, $id, q{error_details->>'sqlstate'}), $sqlstate, 'with its error, or with one that says so');
-		is(outcome('SELECT 1'), 'complete|', 'the next task is fine');
+		$id = schedule($node, "'$action'");
+		wait_for_status($node, $id, 'failed', "$action: subtransactions are left open");
+		is(field_of($node, $id, q{error_details->>'sqlstate'}), $sqlstate, "$action: its error, or one that says so");
+		is(outcome('SELECT 1'), 'complete|', "$action: the next task is fine");
 	}
+	is(sql($node, 'SELECT count(*) FROM seen'), 0, 'nothing is left of it');
 	is(pid_of_last(), $pid, 'all in the same worker');
 }
 
@@ -485,6 +491,57 @@ wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'raising
 my $after = memory();
 is(pid_of_last(), $pid, 'are all of one worker');
 cmp_ok($after, '<', $before + 500_000, 'which does not grow by them');
+
+# ---------------------------------------------------------------------------
+# No memory, and no room for the tables.  Limits of the processes, which can be
+# set and lifted from outside, stand in for a full machine: a file that may not
+# grow any more gives the same error as a full disk.
+# ---------------------------------------------------------------------------
+SKIP:
+{
+	skip 'no prlimit', 1 if system_log('prlimit', '--version') != 0;
+
+	sub limit
+	{
+		my ($process, $what, $bytes) = @_;
+
+		system_or_bail('prlimit', '--pid', $process, "--$what=$bytes:");
+		return;
+	}
+
+	my ($kilobytes) = slurp_file("/proc/$pid/status") =~ /^VmSize:\s+(\d+) kB/m;
+	limit($pid, 'as', $kilobytes * 1024 + 100_000_000);
+	fails_with($pid, q{SELECT length(repeat('x', 300000000))}, '53200', 'out of memory');
+	fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION '%', repeat('x', 1000000); END $$}, 'P0001', 'a long message while memory is short');
+	limit($pid, 'as', 'unlimited');
+
+	# a full disk, for results and parameters that are large
+	sql($node, <<'EOT');
+ALTER TABLE tasksched.finished ALTER result SET STORAGE EXTERNAL;
+ALTER TABLE tasksched.live ALTER params SET STORAGE EXTERNAL;
+CREATE FUNCTION large(task tasksched.task, first_launch boolean) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.leave_row(task, first_launch);
+	RETURN to_jsonb(repeat('x', 30000000));
+END $$;
+SELECT tasksched.register_action('large', 'large');
+EOT
+	my $full = 24 * 1024 * 1024 + 4096;
+	my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+	my @processes = ($postmaster, scheduler_pid($node), $pid);
+	my $position = log_position($node);
+
+	limit($_, 'fsize', $full) foreach @processes;
+	sqlstate_is($node, q{SELECT tasksched.schedule_task('note', params => to_jsonb(repeat('x', 30000000)))}, '53100', 'disk full: schedule_task fails');
+	$id = schedule($node, q{'large'});
+	wait_for_log($node, qr/53100 ERROR.*could not store the outcome of task \Q$id\E/s, $position, 'disk full: the outcome of a task cannot be stored');
+	is(outcome('SELECT 1'), 'complete|', 'tasks for which there is room run');
+	wait_value($node, "SELECT status, setbacks > 0, finished_at FROM tasksched.tasks WHERE id = '$id'", 'scheduled|t|', 'it is to be launched again');
+	limit($_, 'fsize', 'unlimited') foreach ($postmaster, scheduler_pid($node), pids_of($node, 'tasksched worker'));
+	wait_for_status($node, $id, 'complete', 'and completes as soon as there is room');
+	is(field_of($node, $id, 'length(result::text), attempt, crashes'), '30000002|1|0', 'with its result, and no attempt or crash counted');
+	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$id'"), 1, 'and its effects once');
+}
 
 $session->quit;
 $gate->quit;
