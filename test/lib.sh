@@ -15,13 +15,14 @@
 #   $WORKSPACE/usr…   the server's copy, under the same path as the original
 #
 # Variables: PGVERSION (15), the server to use; PG_CONFIG, to use another
-# installation than Debian's; KEEP=1 to keep the workspace; TMPDIR (/tmp).
+# installation than Debian's; UPGRADE_FROM, an older version that is wanted as
+# well; KEEP=1 to keep the workspace; TMPDIR (/tmp).
 
 PGVERSION=${PGVERSION:-15}
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # What the script inside of the workspace may read of its caller's environment.
-PASS_ON=(TERM TESTS REPEAT PROVE_TESTS PROVE_FLAGS PG_TEST_TIMEOUT_DEFAULT)
+PASS_ON=(TERM UPGRADE_FROM TESTS REPEAT PROVE_TESTS PROVE_FLAGS PG_TEST_TIMEOUT_DEFAULT)
 
 # Print each argument on a line.
 say() {
@@ -73,6 +74,9 @@ prepare() {
 	if [ -z "${PG_CONFIG:-}" ]; then
 		needed+=("postgresql-$PGVERSION" "postgresql-server-dev-$PGVERSION")
 	fi
+	if [ -n "${UPGRADE_FROM:-}" ]; then
+		needed+=("postgresql-$UPGRADE_FROM" "postgresql-server-dev-$UPGRADE_FROM")
+	fi
 	if ! command -v dpkg-query >/dev/null; then
 		say "No dpkg here, so nothing is installed; needed are: ${needed[*]}"
 		return
@@ -87,7 +91,7 @@ prepare() {
 
 # Make the workspace: the folder, the server's copy and the tree's copy.
 make_workspace() {
-	local base=${TMPDIR:-/tmp}
+	local base=${TMPDIR:-/tmp} server=${PG_CONFIG:-/usr/lib/postgresql/$PGVERSION/bin/pg_config}
 	# Paths of sockets may have 107 bytes.
 	[ "${#base}" -le 40 ] || base=/tmp
 	WORKSPACE=$(mktemp -d "$base/tasksched.XXXXXX")
@@ -95,13 +99,17 @@ make_workspace() {
 	trap 'exit 130' INT TERM HUP
 	chmod 755 "$WORKSPACE"
 	mkdir "$WORKSPACE/log" "$WORKSPACE/tmp" "$WORKSPACE/src"
-	copy_server
+	if [ -n "${UPGRADE_FROM:-}" ]; then
+		copy_server "/usr/lib/postgresql/$UPGRADE_FROM/bin/pg_config"
+	fi
+	copy_server "$server"
 	copy_tree
 	[ "$(id -u)" != 0 ] || chown -R "$(ordinary_user):" "$WORKSPACE"
 }
 
+# Make a copy of a server the one to use.
 copy_server() {
-	local original=${PG_CONFIG:-/usr/lib/postgresql/$PGVERSION/bin/pg_config} copy kind folder
+	local original=$1 copy kind folder
 	folder=$("$original" --bindir) || die "can't run $original"
 	[ -x "$folder/postgres" ] || die "there is no server in $folder"
 	case $folder in
