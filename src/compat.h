@@ -18,6 +18,7 @@
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
+#include "replication/slot.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
@@ -75,6 +76,13 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 
 #define stringToQualifiedNameList(string, escontext) \
 	stringToQualifiedNameList(string)
+
+#endif
+
+#if PG_VERSION_NUM < 170000
+
+#define ReplicationSlotCleanup(synced_only) \
+	ReplicationSlotCleanup()
 
 #endif
 

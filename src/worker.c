@@ -768,7 +768,7 @@ reset_session(void)
 {
 	if (MyReplicationSlot != NULL)
 		ReplicationSlotRelease();
-	ReplicationSlotCleanup();
+	ReplicationSlotCleanup(false);
 
 	/* the settings that the action has left must not apply to this transaction */
 	tasksched_begin();
