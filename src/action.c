@@ -188,6 +188,22 @@ report_unfit(const char *name, const char *reason)
 			 errhint(SIGNATURES_HINT)));
 }
 
+/* Does it have argument types: a parenthesis that is no part of a quoted name? */
+static bool
+has_argument_types(const char *name)
+{
+	bool		quoted = false;
+
+	for (; *name != '\0'; name++)
+	{
+		if (*name == '"')
+			quoted = !quoted;
+		else if (*name == '(' && !quoted)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Find the function that somebody means: by name and argument types, or by a
  * bare name, which stands for the one function of that name that fits.
@@ -202,7 +218,7 @@ tasksched_action_find(const char *name)
 	Oid			found = InvalidOid;
 	int			nfound = 0;
 
-	if (strchr(name, '(') != NULL)
+	if (has_argument_types(name))
 		found = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(name)));
 	else
 	{
