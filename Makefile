@@ -12,7 +12,7 @@ PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"' -isystem $(includedir_server
 # unused parameters are those of callbacks and of functions without arguments
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
 
-REGRESS = setup interface actions errors privileges
+REGRESS = setup interface actions errors privileges security
 REGRESS_OPTS = --inputdir=.
 ISOLATION = claim cancel finish wait
 ISOLATION_OPTS = --inputdir=. --load-extension=tasksched
