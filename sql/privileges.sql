@@ -58,7 +58,7 @@ SET ROLE regress_ts_other;
 SELECT count(*) FROM tasksched.tasks;
 SELECT count(*) FROM tasksched.get_tasks();
 SELECT count(*) FROM tasksched.get_task(:'mine');
-SELECT count(*) FROM tasksched.wait_for_task(:'later');
+SELECT count(*) FROM tasksched.wait_for_task(:'later', '30 s');
 SELECT tasksched.update_task(:'later', result => '1'), tasksched.cancel_task(:'later'),
 	tasksched.delete_task(:'later'), tasksched.retry_task(:'mine'), tasksched.task_is_running(:'mine');
 RESET ROLE;

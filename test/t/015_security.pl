@@ -262,6 +262,28 @@ foreach my $setting ("role = 'boss'", "session_authorization = 'boss'", "role = 
 	}
 }
 
+# nor does a parallel worker of an action's query become another
+sql($node, <<'EOT');
+CREATE FUNCTION where_and_who() RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS $$
+BEGIN
+	RETURN concat_ws(' ', current_user, session_user, current_setting('is_superuser'), pg_backend_pid());
+END $$;
+CREATE FUNCTION in_parallel(params jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+	said text;
+BEGIN
+	PERFORM set_config(name, 'on', true) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query');
+	EXECUTE 'SELECT public.where_and_who()' INTO said;	-- the other ways to SELECT INTO are never parallel
+	RETURN to_jsonb(replace(said, pg_backend_pid()::text, 'leader'));
+END $$;
+SELECT tasksched.register_action('in_parallel', 'public.in_parallel');
+EOT
+foreach my $role (qw(mallory shade))
+{
+	my $id = run_as($role, q{'in_parallel'}, 'complete', "a parallel query of $role");
+	like(field_of($node, $id, 'result'), qr/^"$role $role off \d+"$/, 'runs as the same role');
+}
+
 # a superuser's task may become somebody else; its worker does not stay so
 execute_as('boss', 'SET SESSION AUTHORIZATION mallory', 'complete', 'a superuser becomes another');
 my $id = run_as('boss', q{'who'}, 'complete', "the superuser's next task");
