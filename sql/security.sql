@@ -3,7 +3,7 @@
 -- by what is passed as text, and on what can be seen of others' tasks
 --
 SET client_min_messages = warning;
-DROP ROLE IF EXISTS regress_ts_mallory, regress_ts_victim, regress_ts_operator, regress_ts_monitor, "42", "regress_ts ""q"" ö; --";
+DROP ROLE IF EXISTS regress_ts_mallory, regress_ts_victim, regress_ts_operator, regress_ts_monitor, regress_ts_gone, "42", "regress_ts ""q"" ö; --";
 RESET client_min_messages;
 CREATE ROLE regress_ts_mallory NOLOGIN;
 CREATE ROLE regress_ts_victim NOLOGIN;
@@ -260,6 +260,32 @@ SELECT owner, owner::regrole, owner::oid = '"42"'::regrole AS same FROM tasksche
 UPDATE tasksched.live SET installation = 1 WHERE id = :'id';
 SELECT tasksched.adopt_tasks();
 SELECT owner, owner::regrole, owner::oid = '"42"'::regrole AS same FROM tasksched.tasks WHERE id = :'id';
+
+-- a new role of the same name is not the one that was dropped, not even by adopt_tasks();
+-- a role that was missing when its task came is found by its name
+CREATE ROLE regress_ts_gone;
+SELECT tasksched.grant_usage('regress_ts_gone');
+SET ROLE regress_ts_gone;
+SELECT tasksched.schedule_task('for_all', delay => '1 day') AS gone \gset
+SELECT tasksched.schedule_task('for_all', delay => '1 day') AS copied \gset
+SELECT tasksched.schedule_task('for_all', delay => '1 day') AS restored \gset
+RESET ROLE;
+SELECT tasksched.revoke_usage('regress_ts_gone');
+DROP ROLE regress_ts_gone;
+UPDATE tasksched.live SET installation = 1 WHERE id = :'copied';
+UPDATE tasksched.live SET installation = 1, owner = 'regress_ts_gone' WHERE id = :'restored';
+SELECT tasksched.adopt_tasks();
+CREATE ROLE regress_ts_gone;
+SELECT tasksched.adopt_tasks();
+SELECT id = :'restored' AS restored, owner, owner::oid <> 0 AS known FROM tasksched.tasks
+WHERE id IN (:'gone', :'copied', :'restored') ORDER BY id;
+SELECT tasksched.grant_usage('regress_ts_gone');
+SET ROLE regress_ts_gone;
+SELECT id = :'restored' AS restored FROM tasksched.get_tasks();
+RESET ROLE;
+SELECT count(tasksched.delete_task(id)) FROM tasksched.tasks WHERE owner::text = 'regress_ts_gone';
+SELECT tasksched.revoke_usage('regress_ts_gone');
+DROP ROLE regress_ts_gone;
 
 --
 -- What can be seen of a victim's task

@@ -306,6 +306,10 @@ CREATE FUNCTION _init() RETURNS void
 	AS 'MODULE_PATHNAME', 'tasksched_init' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION _init() IS 'internal: end of CREATE EXTENSION: set the installation''s identity and wake the launcher';
 
+CREATE FUNCTION _name_only(owner task_owner) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'tasksched_owner_name_only' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION _name_only(task_owner) IS 'internal: whether no role had the name when the value was made';
+
 CREATE FUNCTION _may_see(owner task_owner) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'tasksched_may_see' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION _may_see(task_owner) IS 'internal: whether the current user has the rights of the owner or of an admin';

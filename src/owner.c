@@ -114,6 +114,17 @@ tasksched_owner_oid(PG_FUNCTION_ARGS)
 	PG_RETURN_OID(tasksched_role_exists(role) ? role : InvalidOid);
 }
 
+/*
+ * Was it made of a name that no role had?  Such a one may be looked up again; a
+ * role that was dropped here is gone, and a new one of its name is another.
+ */
+PG_FUNCTION_INFO_V1(tasksched_owner_name_only);
+Datum
+tasksched_owner_name_only(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(!OidIsValid(PG_GETARG_OWNER(0)->role));
+}
+
 PG_FUNCTION_INFO_V1(tasksched_owner_from_role);
 Datum
 tasksched_owner_from_role(PG_FUNCTION_ARGS)

@@ -186,10 +186,10 @@ static const QueryText queries[NUM_QUERIES] = {
 	},
 	[Q_ADOPT] = {
 		"UPDATE tasksched.live SET installation = $1, database = $2, updated_at = $3, "
-		"owner = owner::text::tasksched.task_owner, status = 'scheduled', "
-		"first_launch = first_launch AND status = 'scheduled' "
+		"owner = CASE WHEN tasksched._name_only(owner) THEN owner::text::tasksched.task_owner ELSE owner END, "
+		"status = 'scheduled', first_launch = first_launch AND status = 'scheduled' "
 		"WHERE (installation, database) IS DISTINCT FROM ($1, $2) "
-		"OR (status = 'scheduled' AND owner::oid = 0 AND owner::text::tasksched.task_owner::oid <> 0)",
+		"OR (status = 'scheduled' AND tasksched._name_only(owner) AND owner::text::tasksched.task_owner::oid <> 0)",
 		{INT8OID, OIDOID, TIMESTAMPTZOID}
 	},
 	[Q_SET_PAUSED] = {
