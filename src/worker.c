@@ -844,6 +844,8 @@ connect_as_owner(void)
 		SetConfigOption("session_authorization",
 						NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname),
 						PGC_BACKEND, PGC_S_OVERRIDE);
+		/* a role that ALTER ROLE or DATABASE ... SET gives to sessions is not the owner */
+		SetConfigOption("role", "none", PGC_BACKEND, PGC_S_OVERRIDE);
 		ReleaseSysCache(tuple);
 	}
 	CommitTransactionCommand();
