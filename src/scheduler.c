@@ -659,7 +659,6 @@ scan(void)
 	int16	   *priorities;
 	int			n;
 
-	check_extension();
 	reap_suspects();
 	resume_orphans();
 	check_superseded();
@@ -957,6 +956,7 @@ scheduler_round(void)
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz wake_run_at;
 	int			wake = tasksched_database_take_wake(&wake_run_at);
+	bool		afresh;
 
 	/* the clock may have gone back */
 	next_scan = Min(next_scan, TimestampTzPlusMilliseconds(now, tasksched_reconcile_interval));
@@ -975,8 +975,11 @@ scheduler_round(void)
 	}
 
 	check_starting();
+	afresh = now >= next_scan || (wake & WAKE_SCAN);
+	if (afresh)
+		check_extension();		/* before all else: it may not be there any more */
 	reap();
-	if (now >= next_scan || (wake & WAKE_SCAN))
+	if (afresh)
 		scan();
 	else if (wake & WAKE_CHECK)
 		check_superseded();
