@@ -27,6 +27,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
@@ -352,9 +353,8 @@ enter(Entered *saved)
 	HeapTuple	tuple;
 	Oid			owner;
 
-	/* for a worker, its scheduler has checked that */
-	if (!tasksched_am_worker())
-		tasksched_store_check_extension();
+	/* in a worker too: the extension may have been updated since it began */
+	tasksched_store_check_extension();
 
 	relid = get_relname_relid("tasks", get_namespace_oid(TASKSCHED_SCHEMA, false));
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
@@ -569,18 +569,23 @@ tasksched_store_extension(void)
 	return find_extension(&version);
 }
 
-/* Raise an error unless the extension is there, in the library's version */
+/*
+ * Raise an error unless the extension is there, in the library's version.  A
+ * script of its own may be on its way from one version to the next.
+ */
 void
 tasksched_store_check_extension(void)
 {
 	char	   *version = NULL;
+	Oid			oid = find_extension(&version);
 
-	if (!OidIsValid(find_extension(&version)))
+	if (!OidIsValid(oid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("extension \"%s\" does not exist", "tasksched"),
 				 errhint("Use CREATE EXTENSION tasksched in this database.")));
-	if (strcmp(version, TASKSCHED_VERSION) != 0)
+	if (strcmp(version, TASKSCHED_VERSION) != 0 &&
+		!(creating_extension && CurrentExtensionObject == oid))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("version %s of the tasksched library does not fit version %s of the extension",
@@ -1232,13 +1237,16 @@ tasksched_store_read(const TaskRef *task, TaskRow *row)
 	{
 		TupleDesc	desc = lookup_rowtype_tupdesc_copy(tasksched_type_oid("task"), -1);
 		int			n = SPI_tuptable->tupdesc->natts;
-		Datum	   *values = palloc(n * sizeof(Datum));
-		bool	   *nulls = palloc(n * sizeof(bool));
+		Datum	   *values = palloc(Max(n, desc->natts) * sizeof(Datum));
+		bool	   *nulls = palloc(Max(n, desc->natts) * sizeof(bool));
 		MemoryContext old;
 
 		heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values, nulls);
 		strlcpy(row->action, TextDatumGetCString(values[1]), NAMEDATALEN);
 		row->first_launch = DatumGetBool(values[n - 1]);
+		/* columns of the type that TASK_COLUMNS lacks */
+		for (int i = n - 1; i < desc->natts; i++)
+			nulls[i] = true;
 
 		/* nothing of it may point into a table that changes meanwhile */
 		old = MemoryContextSwitchTo(cxt);

@@ -412,7 +412,6 @@ extern bool tasksched_store_finish(const TaskRef *task, const Outcome *outcome);
  * worker.c: the task that this process runs
  * ----------
  */
-extern bool tasksched_am_worker(void);
 extern uint32 tasksched_settings_fingerprint(Oid owner);
 extern bool tasksched_in_action(void);
 extern bool tasksched_worker_holds(const pg_uuid_t *id);

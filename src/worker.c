@@ -100,14 +100,7 @@ static struct
 static MemoryContext launch_cxt;	/* reset after each launch */
 
 static WorkerArgs my_args;
-static bool am_worker = false;
 static volatile bool role_changed = false;
-
-bool
-tasksched_am_worker(void)
-{
-	return am_worker;
-}
 
 /* ----------
  * Staged changes
@@ -920,7 +913,6 @@ tasksched_worker_main(Datum arg)
 	Action		action;
 	bool		first = true;
 
-	am_worker = true;
 	memcpy(&my_args, MyBgworkerEntry->bgw_extra, sizeof(my_args));
 
 	/*
