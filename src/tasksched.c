@@ -137,7 +137,7 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, voi
 
 /*
  * DROP EXTENSION, however it comes about, and ALTER EXTENSION: let the
- * scheduler see for itself.
+ * scheduler and those who wait for a task see for themselves.
  */
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
@@ -148,7 +148,10 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 	if (classId == ExtensionRelationId &&
 		(access == OAT_DROP || access == OAT_POST_ALTER) &&
 		objectId == get_extension_oid("tasksched", true))
+	{
 		pending.flags |= WAKE_SCAN | WAKE_CHECK;
+		pending.waiters = PG_UINT64_MAX;
+	}
 }
 
 /* A parallel worker that runs a part of an action's query, for its first time */

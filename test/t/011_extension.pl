@@ -81,6 +81,8 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 {
 	my ($id) = hold_some($end, 1);
 	my $pid = worker_pid($node, $id);
+	my $waiter = start_session("SELECT FROM tasksched.wait_for_task('$id')");
+	wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for a task');
 	my $drop = start_session('BEGIN', 'DROP EXTENSION tasksched CASCADE', qq{SELECT wait_for_gate('{"gate": "end $end"}')}, $end);
 	wait_value($node, q{SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE relname = 'live' AND mode = 'AccessExclusiveLock' AND granted},
 		1, 'DROP EXTENSION has its locks');
@@ -88,6 +90,9 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 	wait_value($node, "SELECT count(*) FROM pg_locks WHERE pid = $pid AND NOT granted", 1, 'the end of an action waits');
 	open_gate($node, "end $end");
 	is(errors_of($drop), '', $end);
+	my $start = time;
+	like(errors_of($waiter), $end eq 'COMMIT' ? qr/does not exist/ : qr/^$/, 'the waiter hears of it');
+	cmp_ok(time - $start, '<', 30, 'and does not wait on');
 	if ($end eq 'ROLLBACK')
 	{
 		wait_for_status($node, $id, 'complete', 'then it completes');
