@@ -192,7 +192,7 @@ foreach my $command (
 	'CLUSTER tasksched.live USING live_queue', 'REINDEX TABLE tasksched.tasks', 'REINDEX SCHEMA tasksched',
 	'ANALYZE tasksched.tasks')
 {
-	sql($node, $command);
+	sql($node, "SET lock_timeout = '1min';\n$command");
 	$id = schedule($node, q{'note'});
 	wait_for_status($node, $id, 'complete', "$command: tasks run after that");
 }
@@ -213,7 +213,7 @@ wait_for_running($node, \@ids, 'two run');
 $waiter = start_session("SELECT status FROM tasksched.wait_for_task('$ids[0]')");
 wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT status FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for one');
 my $position = log_position($node);
-sql($node, 'TRUNCATE tasksched.tasks');
+sql($node, "SET lock_timeout = '1min';\nTRUNCATE tasksched.tasks");
 open_gate($node, 'waiter');
 wait_for_log($node, qr/task $ids[0] was cancelled or deleted while its action ran/, $position, 'TRUNCATE: what runs can store nothing');
 end_session($waiter, 'whoever waited for it is told', '');
