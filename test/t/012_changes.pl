@@ -189,7 +189,7 @@ my $waiter = start_session("SELECT status FROM tasksched.wait_for_task('$ids[0]'
 wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT status FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for one');
 foreach my $command (
 	'VACUUM FULL tasksched.live', 'VACUUM FULL tasksched.finished', 'VACUUM FULL tasksched.registered_actions',
-	'CLUSTER tasksched.live USING live_queue', 'REINDEX TABLE tasksched.tasks', 'REINDEX SCHEMA tasksched',
+	'CLUSTER tasksched.live USING live_queue', 'REINDEX TABLE tasksched.finished', 'REINDEX SCHEMA tasksched',
 	'ANALYZE tasksched.tasks')
 {
 	sql($node, "SET lock_timeout = '1min';\n$command");
