@@ -442,7 +442,10 @@ sub check_log
 {
 	my ($node, %opt) = @_;
 	my $log = slurp_file($node->logfile);
-	my @bad = grep { /PANIC|TRAP:|internal error| XX\d\d\d / } split /\n/, $log;
+	my @bad = grep
+	{
+		/PANIC|TRAP:|internal error| XX\d\d\d |WARNING: .*( leak|problem in alloc set|write past chunk)/
+	} split /\n/, $log;
 	my @signals = $log =~ /^(.*was terminated by signal.*)$/mg;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
