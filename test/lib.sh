@@ -89,6 +89,17 @@ prepare() {
 		die "can't install packages; as root, run: bash $TOP/test/install-packages ${missing[*]}"
 }
 
+# Where test/build-server keeps servers: an ordinary user has to read it.
+server_cache() {
+	if [ -n "${SERVER_CACHE:-}" ]; then
+		echo "$SERVER_CACHE"
+	elif [ "$(id -u)" = 0 ]; then
+		echo /var/cache/tasksched
+	else
+		echo "${XDG_CACHE_HOME:-$HOME/.cache}/tasksched"
+	fi
+}
+
 # Make the workspace: the folder, the server's copy and the tree's copy.
 make_workspace() {
 	local base=${TMPDIR:-/tmp} server=${PG_CONFIG:-/usr/lib/postgresql/$PGVERSION/bin/pg_config}
