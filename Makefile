@@ -19,18 +19,22 @@ ISOLATION_OPTS = --inputdir=. --load-extension=tasksched
 
 PG_CONFIG ?= pg_config
 # These targets install what is missing, pg_config among it.
-ifneq (,$(filter-out test demo lint,$(or $(MAKECMDGOALS),all)))
+ifneq (,$(filter-out test demo lint coverage,$(or $(MAKECMDGOALS),all)))
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 endif
 
 $(OBJS): src/compat.h src/tasksched.h tasksched.control
 
-.PHONY: test demo lint
+.PHONY: test demo lint coverage
 
 # all tests, in a private server (variables: see test/run)
 test:
 	@bash test/run
+
+# all tests; then what of src/ they have executed
+coverage:
+	@COVERAGE=1 bash test/run
 
 # warnings of compilers and analyzers
 lint:

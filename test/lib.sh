@@ -22,7 +22,7 @@ PGVERSION=${PGVERSION:-15}
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # What the script inside of the workspace may read of its caller's environment.
-PASS_ON=(TERM UPGRADE_FROM TESTS REPEAT PROVE_TESTS PROVE_FLAGS PG_TEST_TIMEOUT_DEFAULT)
+PASS_ON=(TERM TESTS REPEAT COVERAGE UPGRADE_FROM PROVE_TESTS PROVE_FLAGS PG_TEST_TIMEOUT_DEFAULT)
 
 # Print each argument on a line.
 say() {
