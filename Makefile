@@ -9,6 +9,10 @@ DATA = $(wildcard sql/tasksched--*.sql)
 
 # as system headers, the server's own are not warned of
 PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"' -isystem $(includedir_server)
+# for tests only: src/fault.c
+ifdef FAULT_POINTS
+PG_CPPFLAGS += -DTASKSCHED_FAULT_POINTS
+endif
 # unused parameters are those of callbacks and of functions without arguments
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
 

@@ -436,6 +436,7 @@ tasksched_launcher_main(Datum arg)
 			next_read = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval);
 		}
 
+		TASKSCHED_FAULT_POINT("launcher round");
 		MemoryContextSwitchTo(cycle_cxt);
 		timeout = launcher_cycle();
 		MemoryContextSwitchTo(TopMemoryContext);

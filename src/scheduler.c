@@ -385,6 +385,8 @@ start_worker(Oid owner)
 		return false;
 	}
 
+	TASKSCHED_FAULT_POINT("slot reserved");
+
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
@@ -411,6 +413,7 @@ start_worker(Oid owner)
 		return false;
 	}
 	note->generation = args.generation;
+	TASKSCHED_FAULT_POINT("worker registered");
 	return true;
 }
 
@@ -431,6 +434,7 @@ put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 		ForceSyncCommit();
 	done = tasksched_store_put_back(task, end, server_crashed);
 	tasksched_commit();
+	TASKSCHED_FAULT_POINT("task put back");
 	if (done == PUT_BACK_LOCKED)
 		retry_by(GetCurrentTimestamp() + LOCKED_RETRY_US);
 	return done;
@@ -931,6 +935,8 @@ claim(void)
 	start_workers(&round);
 	tasksched_commit();
 
+	if (nclaimed > 0)
+		TASKSCHED_FAULT_POINT("task claimed");
 	hand_over(&round, claimed, nclaimed);
 }
 
@@ -984,6 +990,7 @@ scheduler_round(void)
 	else if (wake & WAKE_CHECK)
 		check_superseded();
 	send_interrupts();
+	TASKSCHED_FAULT_POINT("tasks reaped");
 	if (tasksched_enabled && !paused)
 		claim();
 	if (purging)

@@ -258,6 +258,9 @@ _PG_init(void)
 		return;
 
 	tasksched_shmem_init();
+#ifdef TASKSCHED_FAULT_POINTS
+	tasksched_fault_init();
+#endif
 	tasksched_launcher_register();
 	RegisterResourceReleaseCallback(release_callback, NULL);
 	prev_object_access_hook = object_access_hook;

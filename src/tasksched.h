@@ -447,4 +447,16 @@ extern char *tasksched_uuid_out(const pg_uuid_t *uuid);
  */
 extern int64 tasksched_setback_delay(int setbacks);	/* us */
 
+/* ----------
+ * fault.c: points where a test can stop a process or make it fail
+ * ----------
+ */
+#ifdef TASKSCHED_FAULT_POINTS
+extern void tasksched_fault_init(void);
+extern void tasksched_fault_point(const char *name);
+#define TASKSCHED_FAULT_POINT(name) tasksched_fault_point(name)
+#else
+#define TASKSCHED_FAULT_POINT(name) ((void) 0)
+#endif
+
 #endif							/* TASKSCHED_H */

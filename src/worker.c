@@ -346,6 +346,7 @@ store_at_commit(void)
 	XactReadOnly = false;		/* the role's setting is not meant for us */
 	nest_level = lift_lock_timeout();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	TASKSCHED_FAULT_POINT("action returned");
 	if (current.finishing)
 	{
 		decide_outcome();
@@ -362,6 +363,7 @@ store_at_commit(void)
 		}
 		held = tasksched_store_checkpoint(&current.ref, &change);
 	}
+	TASKSCHED_FAULT_POINT("outcome written");
 	PopActiveSnapshot();
 	AtEOXact_GUC(true, nest_level);
 	XactReadOnly = read_only;
@@ -503,6 +505,7 @@ prepare_launch(Action *action, bool found_now)
 		MemoryContextSwitchTo(old);
 	}
 	tasksched_commit();
+	TASKSCHED_FAULT_POINT("task read");
 
 	if (stale)
 		tasksched_slot_end(END_STALE);
@@ -564,6 +567,7 @@ store_failure(ErrorData *edata)
 {
 	/* an error from here on is ours, and ends the process */
 	tasksched_slot_end(END_BOOKKEEPING);
+	TASKSCHED_FAULT_POINT("action failed");
 	tasksched_begin();
 	(void) lift_lock_timeout();
 	memset(&current.outcome, 0, sizeof(Outcome));
@@ -720,6 +724,7 @@ settle(void)
 static bool
 run_launch(Action *action, bool found_now)
 {
+	TASKSCHED_FAULT_POINT("task taken");
 	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&current.ref))
 	{
 		settle();
@@ -739,6 +744,7 @@ run_launch(Action *action, bool found_now)
 		handle_error();
 	}
 	PG_END_TRY();
+	TASKSCHED_FAULT_POINT("outcome committed");
 
 	if (!current.superseded && current.outcome.status == STATUS_ACTIVE)
 	{
@@ -794,6 +800,7 @@ run_task(const TaskRef *task, Action *action)
 		current.ref = ref;
 		current.committed.run_at = DT_NOEND;
 		again = run_launch(action, first);
+		TASKSCHED_FAULT_POINT("slot settled");
 		first = false;
 		debug_query_string = NULL;
 		MemoryContextReset(launch_cxt);
@@ -915,6 +922,8 @@ tasksched_worker_main(Datum arg)
 
 	memcpy(&my_args, MyBgworkerEntry->bgw_extra, sizeof(my_args));
 
+	TASKSCHED_FAULT_POINT("worker started");
+
 	/*
 	 * The slot first: its exit callback then runs after the transaction has
 	 * been aborted and the database connection has gone.
@@ -925,6 +934,7 @@ tasksched_worker_main(Datum arg)
 	pqsignal(SIGINT, StatementCancelHandler);
 	HOLD_CANCEL_INTERRUPTS();	/* but for the time of an action */
 	BackgroundWorkerUnblockSignals();
+	TASKSCHED_FAULT_POINT("worker attached");
 
 	connect_as_owner();
 	launch_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launch", ALLOCSET_DEFAULT_SIZES);
