@@ -21,6 +21,7 @@ our @EXPORT = qw(
   schedule status_of field_of
   open_gate flush_wal
   pids_of scheduler_pid launcher_pid worker_pid signal_process process_gone
+  kill_postmaster
   log_position log_since check_log ready_since
 );
 
@@ -400,12 +401,37 @@ sub signal_process
 	return;
 }
 
-# Wait until a process has gone; returns the seconds that it took
+# What the kernel says of a process; empty if there is none
+sub process_stat
+{
+	my ($pid) = @_;
+
+	return eval { slurp_file("/proc/$pid/stat") } // '';
+}
+
+# Wait until a process has gone, be it that nobody has noticed yet (a zombie);
+# returns the seconds that it took
 sub process_gone
 {
 	my ($pid) = @_;
 
-	return poll("process $pid goes", sub { return kill(0, $pid) == 0 });
+	return poll("process $pid goes", sub { return process_stat($pid) !~ /\) [^Z] / });
+}
+
+# SIGKILL of the postmaster, and a start once its children have noticed
+sub kill_postmaster
+{
+	my ($node) = @_;
+	my $pid = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
+	# pg_stat_activity lacks those that have not come far yet
+	my @children = grep { process_stat($_) =~ /\) \S $pid / } map { /(\d+)/ } glob('/proc/[0-9]*');
+
+	$node->kill9;
+	process_gone($_) foreach ($pid, @children);
+	# the next postmaster would take a zombie's lock files for a living one's
+	unlink($node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock');
+	$node->start;
+	return;
 }
 
 # ---------------------------------------------------------------------------

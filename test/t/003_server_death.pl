@@ -14,18 +14,6 @@ use Time::HiRes qw(time);
 my $node = new_node('server_death');
 my $killed = 0;
 
-# SIGKILL of the postmaster: its children notice and go
-sub kill_postmaster
-{
-	my $pid = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
-	my @children = split /\n/, sql($node, 'SELECT pid FROM pg_stat_activity');
-
-	$node->kill9;
-	process_gone($_) foreach ($pid, grep { kill(0, $_) } @children);
-	$node->start;
-	return;
-}
-
 # ---------------------------------------------------------------------------
 # Two tasks run while the server ends in one way or another: both are resumed,
 # neither counts anything
@@ -33,7 +21,7 @@ sub kill_postmaster
 my %ends = (
 	'a fast shutdown' => sub { $node->stop('fast'); $node->start; },
 	'an immediate shutdown' => sub { $node->stop('immediate'); $node->start; },
-	'SIGKILL of the postmaster' => \&kill_postmaster,
+	'SIGKILL of the postmaster' => sub { kill_postmaster($node); },
 	'SIGTERM of the scheduler' => sub { signal_process('TERM', scheduler_pid($node)); },
 	'SIGTERM of the launcher' => sub { signal_process('TERM', launcher_pid($node)); },
 	'SIGKILL of the scheduler' => sub { signal_process('KILL', scheduler_pid($node)); $killed++; },
