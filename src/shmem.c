@@ -34,6 +34,7 @@
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
+#include "storage/pmsignal.h"
 #include "storage/shmem.h"
 #include "tcop/tcopprot.h"
 #include "utils/memutils.h"
@@ -939,7 +940,8 @@ tasksched_helper_attach(void)
 
 /*
  * Leave the slot.  An end in the action that nobody asked for (FATAL, exit())
- * counts as a crash of the task.
+ * counts as a crash of the task, but not if the postmaster has died: then all
+ * processes end, and a scheduler that has not noticed yet would count it.
  */
 static void
 slot_detach(int code, Datum arg)
@@ -949,7 +951,7 @@ slot_detach(int code, Datum arg)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if (slot != NULL)
 	{
-		if (slot->end == END_CRASHED && terminated)
+		if (slot->end == END_CRASHED && (terminated || !PostmasterIsAlive()))
 			slot->end = END_TERMINATED;
 		wake_slot_scheduler(slot);
 		if (slot->state == SLOT_READY || slot->state == SLOT_RUNNING)
