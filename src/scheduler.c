@@ -60,7 +60,7 @@
 /* How often to try again while no worker slot is free */
 #define SLOT_RETRY_US INT64CONST(250000)
 
-/* A reserved slot whose worker has not come, nobody knows why */
+/* A slot that an earlier scheduler reserved, and whose worker has not come */
 #define START_TIMEOUT_US (60 * USECS_PER_SEC)
 
 /* A cancelled action that goes on: interrupt it again, and then terminate */
@@ -86,7 +86,7 @@ typedef struct Queue
 typedef struct SlotNote
 {
 	BackgroundWorkerHandle *handle; /* until the worker has attached */
-	uint32		generation;
+	uint32		generation;		/* of our last reservation */
 	int			interrupts;		/* sent to the task in the slot */
 	TaskRef		interrupted;
 	TimestampTz interrupt_at;	/* when to send the next */
@@ -321,8 +321,13 @@ check_starting(void)
 			forget_handle(note);
 			slots[i].state = SLOT_FREE;
 		}
-		else if (starting && slots[i].pid == 0 && now - slots[i].since > START_TIMEOUT_US)
+		else if (starting && slots[i].pid == 0 &&
+				 (slots[i].generation == note->generation || now - slots[i].since > START_TIMEOUT_US))
+		{
+			/* an error kept us from registering it; or it was an earlier scheduler's */
 			tasksched_slot_release(i, slots[i].generation);
+			slots[i].state = SLOT_FREE;
+		}
 	}
 }
 
@@ -385,6 +390,10 @@ start_worker(Oid owner)
 		return false;
 	}
 
+	note = &notes[args.slot];
+	if (note->handle != NULL)
+		forget_handle(note);
+	note->generation = args.generation;
 	TASKSCHED_FAULT_POINT("slot reserved");
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -399,9 +408,6 @@ start_worker(Oid owner)
 	StaticAssertStmt(sizeof(WorkerArgs) <= BGW_EXTRALEN, "WorkerArgs too large");
 	memcpy(worker.bgw_extra, &args, sizeof(args));
 
-	note = &notes[args.slot];
-	if (note->handle != NULL)
-		forget_handle(note);
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	ok = RegisterDynamicBackgroundWorker(&worker, &note->handle);
 	MemoryContextSwitchTo(old);
@@ -412,7 +418,6 @@ start_worker(Oid owner)
 		note_no_slot(owner);
 		return false;
 	}
-	note->generation = args.generation;
 	TASKSCHED_FAULT_POINT("worker registered");
 	return true;
 }
