@@ -239,16 +239,16 @@ static const QueryText queries[NUM_QUERIES] = {
 		{UUIDOID}
 	},
 	[Q_PUT_BACK] = {
-		/* $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add; $6: no launch has happened */
+		/* $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add; $6: no launch has happened; $7: the launch */
 		"UPDATE tasksched.live SET status = 'scheduled', "
 		"first_launch = first_launch AND $6, "
-		"launch = launch - $2::int, "
+		"launch = $7 - $2::int, "
 		"attempt = CASE WHEN $2 AND first_launch THEN 0 ELSE attempt END, "
 		"started_at = CASE WHEN $2 AND first_launch THEN NULL ELSE started_at END, "
 		"run_at = CASE WHEN $3 IS NULL THEN run_at ELSE $5 + $3 * interval '1 microsecond' END, "
 		"setbacks = setbacks + ($3 IS NOT NULL)::int, "
 		"crashes = crashes + $4, updated_at = $5 WHERE id = $1 RETURNING run_at",
-		{UUIDOID, BOOLOID, INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID}
+		{UUIDOID, BOOLOID, INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID, INT4OID}
 	},
 	[Q_ACTIVE] = {
 		"SELECT id, launch FROM tasksched.live WHERE status = 'active' AND installation = $1 AND database = $2",
@@ -1078,7 +1078,8 @@ fail_crashed(const pg_uuid_t *id, int crashes)
 /*
  * Put back a task whose launch ended without an outcome, so that it is claimed
  * again.  After a crash of the server (server_crashed), the claim may have been
- * lost: then the row still stands as it did before.
+ * lost: then the row still stands as it did before, and gets the launch's number,
+ * so that the crash is not counted a second time if we are called again.
  */
 PutBack
 tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
@@ -1131,6 +1132,7 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 		add_arg(&args, Int32GetDatum(crashed ? 1 : 0));
 		add_time(&args, GetCurrentTimestamp());
 		add_arg(&args, BoolGetDatum(undo || status == STATUS_SCHEDULED));
+		add_arg(&args, Int32GetDatum(task->launch));
 		(void) run(Q_PUT_BACK, &args);
 		tasksched_wake_at_commit(WAKE_DUE, DatumGetTimestampTz(result(0, 1, NULL)));
 	}
