@@ -445,24 +445,34 @@ put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	return done;
 }
 
-/* Put back the tasks of workers that ended without an outcome */
-static void
+/*
+ * Put back the tasks of workers that ended without an outcome; returns whether
+ * a scan has to see what has become of one.
+ */
+static bool
 reap(void)
 {
+	bool		unclear = false;
+
 	for (int i = 0; i < nslots; i++)
 	{
+		PutBack		done;
+
 		if (slots[i].state != SLOT_DEAD)
+			continue;
+		done = put_back(&slots[i].task, slots[i].end, false);
+		if (done == PUT_BACK_LOCKED)
 			continue;
 		if (slots[i].end == END_CRASHED)
 			ereport(LOG,
 					(errmsg("tasksched task %s (action \"%s\") ended its worker process",
 							tasksched_uuid_out(&slots[i].task.id), slots[i].action)));
-		if (put_back(&slots[i].task, slots[i].end, false) == PUT_BACK_DONE)
-		{
-			tasksched_slot_reaped(i);
-			slots[i].state = SLOT_FREE;
-		}
+		if (done == PUT_BACK_NOT_HELD)
+			unclear = true;		/* perhaps the next stage was claimed already */
+		tasksched_slot_reaped(i);
+		slots[i].state = SLOT_FREE;
 	}
+	return unclear;
 }
 
 /* Count the crashes of those who crashed the server */
@@ -474,13 +484,12 @@ reap_suspects(void)
 
 	for (int i = 0; i < n; i++)
 	{
-		if (put_back(&suspects[i].task, END_CRASHED, true) == PUT_BACK_DONE)
-		{
-			ereport(LOG,
-					(errmsg("tasksched task %s crashed the server",
-							tasksched_uuid_out(&suspects[i].task.id))));
-			tasksched_suspect_forget(&suspects[i]);
-		}
+		if (put_back(&suspects[i].task, END_CRASHED, true) == PUT_BACK_LOCKED)
+			continue;
+		ereport(LOG,
+				(errmsg("tasksched task %s crashed the server",
+						tasksched_uuid_out(&suspects[i].task.id))));
+		tasksched_suspect_forget(&suspects[i]);
 	}
 }
 
@@ -589,10 +598,11 @@ check_extension(void)
 	exit_cleanly();
 }
 
-/* Put back what is active but runs nowhere */
-static void
+/* Put back what is active but runs nowhere; false if somebody holds a row */
+static bool
 resume_orphans(void)
 {
+	bool		all = true;
 	TaskRef    *tasks;
 	int			n;
 
@@ -607,9 +617,10 @@ resume_orphans(void)
 
 		for (int j = 0; j < nslots && !held; j++)
 			held = slots[j].state >= SLOT_READY && same_task(&slots[j].task.id, &tasks[i].id);
-		if (!held)
-			(void) put_back(&tasks[i], END_TERMINATED, false);
+		if (!held && put_back(&tasks[i], END_TERMINATED, false) == PUT_BACK_LOCKED)
+			all = false;
 	}
+	return all;
 }
 
 /* Delete old finished tasks, a batch in each round until there are no more */
@@ -665,11 +676,10 @@ warn_of_stuck(void)
 static void
 scan(void)
 {
+	bool		all_resumed = resume_orphans();
 	int16	   *priorities;
 	int			n;
 
-	reap_suspects();
-	resume_orphans();
 	check_superseded();
 	warn_of_stuck();
 
@@ -681,7 +691,8 @@ scan(void)
 	reset_queues(priorities, n);
 
 	last_scan = GetCurrentTimestamp();
-	next_scan = TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval);
+	next_scan = all_resumed ? TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval) :
+		last_scan + LOCKED_RETRY_US;
 	purging = true;
 }
 
@@ -989,7 +1000,8 @@ scheduler_round(void)
 	afresh = now >= next_scan || (wake & WAKE_SCAN);
 	if (afresh)
 		check_extension();		/* before all else: it may not be there any more */
-	reap();
+	afresh |= reap();
+	reap_suspects();
 	if (afresh)
 		scan();
 	else if (wake & WAKE_CHECK)

@@ -1102,7 +1102,7 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 		bool		locked = run(Q_LIVE_EXISTS, &args) > 0;
 
 		leave(&saved);
-		return locked ? PUT_BACK_LOCKED : PUT_BACK_DONE;
+		return locked ? PUT_BACK_LOCKED : PUT_BACK_NOT_HELD;
 	}
 	status = tasksched_status_from_datum(result(0, 1, NULL));
 	launch = DatumGetInt32(result(0, 2, NULL));
@@ -1115,7 +1115,7 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	{
 		/* it has an outcome, or passed on to another launch */
 		leave(&saved);
-		return PUT_BACK_DONE;
+		return PUT_BACK_NOT_HELD;
 	}
 
 	if (crashed && crashes + 1 >= tasksched_max_crashes)

@@ -357,7 +357,8 @@ typedef struct TaskRow
 /* What putting a task back came to */
 typedef enum PutBack
 {
-	PUT_BACK_DONE,				/* done, or there was nothing to put back */
+	PUT_BACK_DONE,
+	PUT_BACK_NOT_HELD,			/* this launch does not hold the task any more */
 	PUT_BACK_LOCKED				/* somebody holds the row: try again later */
 } PutBack;
 
