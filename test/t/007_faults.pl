@@ -1,0 +1,311 @@
+# A fault at each step on the way of a task, from its claim to the end of its
+# slot.  A process stops at a named point (src/fault.c) and
+#	TERM		gets SIGTERM, and goes on
+#	ERROR		does not stop, but raises an error
+#	KILL		gets SIGKILL
+#	immediate	is there during an immediate shutdown of the server
+#	postmaster	is there as the postmaster gets SIGKILL
+# while three innocent tasks run beside.  Afterwards the task has finished, has
+# counted what it should, and has left its rows exactly once; the others run.
+# Since the limit is four tasks, a slot that is lost stops the next cycle.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use TaskschedTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+my @faults = qw(TERM ERROR KILL immediate postmaster);
+
+# Each step: the point, the action of the task, and what becomes of the task at
+# each of the faults: its launches, crashes and rows, or the like for all of
+# them.  It completes, unless that begins with "failed".  "First again" says that
+# a later launch was told to be the first one; a bar separates what may happen.
+# Options:
+#	lost		the claim is not flushed
+#	before		a fault before this one: the worker ends at its point in the
+#				action, and the scheduler stops at this one when it clears up
+my @steps = (
+	[ 'launcher round', 'once', '1 0 1' ],
+	[ 'tasks reaped', 'once', '1 0 1' ],
+	[ 'slot reserved', 'once', '1 0 1' ],
+	[ 'worker registered', 'once', '1 0 1' ],
+	[ 'worker started', 'once', '1 0 1' ],
+	[ 'worker attached', 'once', '1 0 1' ],
+	[ 'task claimed', 'once', [ '1 0 1', '2 0 1', '2 0 1', '2 0 1', '1 0 1|2 0 1' ] ],
+	[ 'task taken', 'once', [ '1 0 1', '1 0 1', '2 0 1', '2 0 1', '1 0 1' ] ],
+	[ 'task read', 'once', [ '2 0 1', '1 0 1', '2 0 1', '2 0 1', '1 0 1' ] ],
+	[ 'in action', 'once', [ '2 0 1', 'failed 1 0 0', '2 1 1', '2 0 1', '1 0 1' ] ],
+	[ 'in action', 'once', [ undef, undef, '2 1 1 first again', '1 0 1' ], lost => 1 ],
+	[ 'action failed', 'failing', [ 'failed 2 0 0', 'failed 2 0 0', 'failed 2 0 0', 'failed 2 0 0', 'failed 1 0 0' ] ],
+	[ 'action returned', 'once', [ '2 0 1', '2 0 1', '2 1 1', '2 0 1', '1 0 1' ] ],
+	[ 'outcome written', 'once', [ '1 0 1', '2 0 1', '2 1 1', '2 0 1', '1 0 1' ] ],
+	[ 'outcome committed', 'once', '1 0 1' ],
+	[ 'slot settled', 'once', '1 0 1' ],
+
+	# two stages, and the fault between them
+	[ 'outcome committed', 'staged', [ '2 0 2', '3 0 2', '3 0 2', '3 0 2', '2 0 2' ] ],
+	[ 'slot settled', 'staged', [ '2 0 2', '2 0 2', '3 0 2', '3 0 2', '2 0 2' ] ],
+
+	# a procedure with a COMMIT, and the fault before and after it
+	[ 'outcome written', 'with_commit', [ '2 0 2', '2 0 2', '2 1 2', '2 0 2', '1 0 2' ] ],
+	[ 'in action', 'with_commit', [ '2 0 2', 'failed 1 0 1', '2 1 2', '2 0 2', '1 0 2' ] ],
+
+	# what clears up after a worker that is gone
+	[ 'task put back', 'once', '2 0 1', before => 'TERM' ],
+	[ 'task put back', 'once', '2 1 1', before => 'KILL' ],
+	[ 'task put back', 'once', [ undef, ('2 1 1 first again') x 2 ], before => 'KILL', lost => 1 ],
+);
+
+my $node = new_node('faults', start => 0, conf => <<'EOT');
+tasksched.max_running_tasks = 4
+tasksched.worker_idle_timeout = 0	# a new process for each task
+tasksched.reconcile_interval = 1h	# no cure but the right one
+wal_writer_delay = 10s				# what nobody flushes is lost
+EOT
+$node->start;
+my ($out, $err) = try_sql($node, <<'EOT');
+CREATE FUNCTION fault_arm(point text, action text) RETURNS void AS 'tasksched', 'tasksched_fault_arm' LANGUAGE C STRICT;
+CREATE FUNCTION fault_pid(point text) RETURNS int AS 'tasksched', 'tasksched_fault_pid' LANGUAGE C STRICT;
+CREATE FUNCTION fault_release(point text) RETURNS void AS 'tasksched', 'tasksched_fault_release' LANGUAGE C STRICT;
+CREATE FUNCTION fault_pass(point text) RETURNS void AS 'tasksched', 'tasksched_fault_pass' LANGUAGE C STRICT;
+EOT
+if ($err =~ /could not find function/)
+{
+	$node->stop;
+	plan skip_all => 'the library was built without FAULT_POINTS=1';
+}
+
+# The tasks.  Each leaves a row as often as it commits.
+create_fixtures($node);
+sql($node, <<'EOT');
+CREATE FUNCTION once(task tasksched.task, first_launch boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.leave_row(task, first_launch);
+	PERFORM public.fault_pass('in action');
+END $$;
+CREATE FUNCTION failing(task tasksched.task, first_launch boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.leave_row(task, first_launch);
+	RAISE EXCEPTION 'this task fails';
+END $$;
+CREATE FUNCTION staged(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome
+LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.leave_row(task, first_launch);
+	RETURN CASE WHEN task.result IS NULL THEN tasksched.proceed('1') ELSE tasksched.complete('2') END;
+END $$;
+CREATE PROCEDURE with_commit(task tasksched.task, first_launch boolean)
+LANGUAGE plpgsql AS $$
+BEGIN
+	IF task.result IS NULL THEN
+		PERFORM public.leave_row(task, first_launch);
+		PERFORM tasksched.update_task(task.id, result => '1');
+		COMMIT;
+	END IF;
+	PERFORM public.leave_row(task, first_launch);
+	PERFORM public.fault_pass('in action');
+END $$;
+SELECT tasksched.register_action(a, 'public.' || a)
+FROM unnest('{once,failing,staged,with_commit}'::text[]) a;
+EOT
+
+my $killed = 0;
+my $launch = 1;	# of the neighbours: one more after each restart of the server
+my @neighbours = split /\n/,
+  sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{3}'), resource_id => 'gate')});
+
+# Only the neighbours run, each in this launch
+sub neighbours_run
+{
+	return sprintf("(SELECT count(*) = 3 AND bool_and(state = 'running' AND action = 'hold' AND launch = %d) FROM tasksched.running_tasks)",
+		$launch);
+}
+
+# The process that stops at a point.  Claims made before are flushed, or not.
+sub wait_for_stop
+{
+	my ($point, $flush) = @_;
+
+	wait_until($node, "SELECT fault_pid('$point') IS NOT NULL", "a process stops at \"$point\"");
+	return sql($node, "SELECT fault_pid('$point')" . ($flush ? " FROM pg_logical_emit_message(true, 'test', 'flush')" : ''));
+}
+
+# The rest of the fault, with a process that stands at the point
+sub inject
+{
+	my ($fault, $point, $pid) = @_;
+
+	if ($fault eq 'TERM')
+	{
+		signal_process('TERM', $pid);
+		sql($node, "SELECT fault_release('$point')");
+		return;
+	}
+	$launch++;
+	if ($fault eq 'KILL')
+	{
+		signal_process('KILL', $pid);
+		$killed++;
+	}
+	elsif ($fault eq 'immediate')
+	{
+		$node->stop('immediate');
+		$node->start;
+	}
+	else
+	{
+		kill_postmaster($node);
+	}
+	return;
+}
+
+# What became of a task, as in the table above
+sub outcome_of
+{
+	my ($task) = @_;
+
+	return sql($node, <<"EOT");
+SELECT concat_ws(' ', nullif(t.status, 'complete'), t.launch, t.crashes, r.n, r.again, nullif('attempt ' || attempt, 'attempt 1'))
+FROM tasksched.tasks t,
+	(SELECT count(*) AS n, max('first again') FILTER (WHERE first_launch AND launch > 1) AS again FROM runs WHERE id = '$task') r
+WHERE t.id = '$task'
+EOT
+}
+
+sub cycle
+{
+	my ($fault, $point, $action, $expected, %opt) = @_;
+	my $position = log_position($node);
+	my $stopped = $opt{before} ? 'in action' : $point;
+	my $name = "$point, $action, " . join('', map { "$_ $opt{$_}, " } sort keys %opt) . $fault;
+	my $start;
+
+	my $task = sql($node, sprintf(q{SELECT tasksched.schedule_task('%s') FROM fault_arm('%s', '%s')},
+		$action, $stopped, $fault eq 'ERROR' && !$opt{before} ? 'error' : 'stop'));
+	sql($node, 'SELECT pg_reload_conf()') if $point eq 'launcher round';
+	wait_for_status($node, $task, 'complete', "$name: no launcher is needed") if $point eq 'launcher round';
+
+	if ($opt{before})
+	{
+		my $pid = wait_for_stop($stopped, !$opt{lost});
+
+		sql($node, sprintf(q{SELECT fault_arm('%s', '%s')}, $point, $fault eq 'ERROR' ? 'error' : 'stop'));
+		inject($opt{before}, $stopped, $pid);
+	}
+	if ($fault eq 'ERROR')
+	{
+		wait_for_log($node, qr/ERROR: .*fault at point "$point"/, $position, "$name: the error is raised");
+		$start = time;
+	}
+	else
+	{
+		my $pid = wait_for_stop($point, !$opt{lost});
+
+		$start = time;
+		inject($fault, $point, $pid);
+		# after two restarts in a row the neighbours are resumed once
+		$launch-- if ($opt{before} // '') eq 'KILL' && $fault ne 'TERM';
+	}
+
+	wait_until($node, "SELECT status IN ('complete', 'failed') AND " . neighbours_run() . " FROM tasksched.tasks WHERE id = '$task'",
+		"$name: the task has finished, its neighbours run");
+	my $took = time - $start;
+	like(outcome_of($task), qr/^($expected)$/, $name);
+	cmp_ok($took, '<', 30, "$name: soon");
+	return;
+}
+
+wait_until($node, 'SELECT ' . neighbours_run(), 'three neighbours run');
+foreach my $step (@steps)
+{
+	my ($point, $action, $expected, %opt) = @$step;
+
+	foreach my $i (0 .. $#faults)
+	{
+		my $outcome = ref $expected ? $expected->[$i] : $expected;
+
+		cycle($faults[$i], $point, $action, $outcome, %opt) if defined $outcome;
+	}
+}
+
+# ---------------------------------------------------------------------------
+# More fast restarts than max_crashes; and a scheduler that is terminated again
+# and again is there again each time after a second
+# ---------------------------------------------------------------------------
+foreach my $n (1 .. 4)
+{
+	$node->restart;
+	$launch++;
+	wait_until($node, 'SELECT ' . neighbours_run(), "fast restart $n: the neighbours are resumed");
+}
+my $start = time;
+foreach my $n (1 .. 6)
+{
+	my $task = schedule($node, q{'once'});
+
+	wait_for_status($node, $task, 'complete', "scheduler $n works");
+	signal_process('TERM', scheduler_pid($node));
+}
+cmp_ok(time - $start, '<', 25, 'schedulers are started again at once');
+
+# ---------------------------------------------------------------------------
+# Somebody locks tasks' rows before the scheduler can resume them after a crash
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE FUNCTION wait_for_scan() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE NOT EXISTS (SELECT FROM tasksched.status WHERE database = current_database() AND last_scan IS NOT NULL) LOOP
+		PERFORM pg_sleep(0.05);	-- polls
+	END LOOP;
+END $$;
+EOT
+my $locked = schedule($node, q{'hold', 'locked'});
+wait_for_running($node, $locked, 'one more task runs');
+flush_wal($node);
+sql($node, q{SELECT fault_arm('launcher round', 'stop')});
+signal_process('KILL', worker_pid($node, $locked));
+$killed++;
+wait_for_stop('launcher round');
+sql($node, <<"EOT");
+BEGIN;
+SELECT tasksched.cancel_task(id) FROM unnest('{$locked, $neighbours[0]}'::uuid[]) id;
+SELECT fault_release('launcher round');
+SELECT wait_for_scan();
+ROLLBACK;
+EOT
+$launch++;
+open_gate($node, 'locked');
+wait_for_status($node, $locked, 'complete', 'the culprit completes once its row is free');
+is(field_of($node, $locked, 'launch, crashes, attempt'), '2|1|1', 'and its crash is counted');
+
+# ---------------------------------------------------------------------------
+# The neighbours have seen all that, and have counted nothing
+# ---------------------------------------------------------------------------
+wait_until($node, 'SELECT ' . neighbours_run(), 'the neighbours run, the locked one too');
+open_gate($node, 'gate');
+wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'gate' AND status = 'complete'",
+	3, 'they complete');
+is(sql($node, "SELECT count(*), min(launch), max(launch), max(attempt), max(crashes) FROM tasksched.tasks WHERE resource_id = 'gate'"),
+	"3|$launch|$launch|1|0", 'with neither attempts nor crashes counted');
+is(sql($node, "SELECT count(*), count(DISTINCT r.id), bool_or(r.first_launch) FROM runs r JOIN tasksched.tasks t USING (id) WHERE resource_id = 'gate'"),
+	'3|3|f', 'each exactly once');
+
+# no slot has been lost on the way
+wait_value($node, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'nothing runs any more');
+my @all = split /\n/,
+  sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{4}'), resource_id => 'all')});
+wait_for_running($node, \@all, 'as many tasks as the limit allows run at once');
+open_gate($node, 'all');
+wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'all' AND status = 'complete'",
+	4, 'and complete');
+
+$node->stop;
+check_log($node, signals => $killed);
+done_testing();
