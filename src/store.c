@@ -168,8 +168,8 @@ static const QueryText queries[NUM_QUERIES] = {
 		{UUIDOID}
 	},
 	[Q_TO_FINISHED] = {
-		/* $2: the launch that must hold the task, or NULL for whatever it is */
-		"WITH gone AS (DELETE FROM tasksched.live WHERE id = $1 "
+		/* $2: the launch that must hold the task, or NULL for whatever it is; $9: see change_live() */
+		"WITH gone AS (DELETE FROM tasksched.live WHERE ctid = $9 AND id = $1 "
 		"AND ($2 IS NULL OR launch = $2 AND " IS_ACTIVE ") RETURNING *) "
 		"INSERT INTO tasksched.finished (" KEPT_COLUMNS "run_at, attempt, started_at, first_launch, setbacks, "
 		"installation, database, finished, status, result, error, error_details, crashes, updated_at, finished_at) "
@@ -177,7 +177,7 @@ static const QueryText queries[NUM_QUERIES] = {
 		"started_at, false, 0, installation, database, true, "
 		"$3::tasksched.task_status, coalesce($4, result), coalesce($5, error), coalesce($6, error_details), "
 		"crashes + $7, $8, $8 FROM gone",
-		{UUIDOID, INT4OID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID}
+		{UUIDOID, INT4OID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID, TIDOID}
 	},
 	[Q_TO_LIVE] = {
 		"WITH gone AS (DELETE FROM tasksched.finished WHERE id = $1 RETURNING *) "
@@ -276,16 +276,16 @@ static const QueryText queries[NUM_QUERIES] = {
 	},
 	[Q_CHECKPOINT] = {
 		"UPDATE tasksched.live SET result = coalesce($3, result), error = coalesce($4, error), updated_at = $5 "
-		"WHERE id = $1 AND launch = $2 AND " IS_ACTIVE,
-		{UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
+		"WHERE ctid = $6 AND id = $1 AND launch = $2 AND " IS_ACTIVE,
+		{UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID, TIDOID}
 	},
 	[Q_STAGE] = {
 		/* $3: go on at once, as the next launch */
 		"UPDATE tasksched.live SET status = CASE WHEN $3 THEN status ELSE 'scheduled' END, "
 		"launch = launch + $3::int, run_at = coalesce($4, run_at), result = coalesce($5, result), "
 		"error = coalesce($6, error), first_launch = false, setbacks = 0, updated_at = $7 "
-		"WHERE id = $1 AND launch = $2 AND " IS_ACTIVE,
-		{UUIDOID, INT4OID, BOOLOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
+		"WHERE ctid = $8 AND id = $1 AND launch = $2 AND " IS_ACTIVE,
+		{UUIDOID, INT4OID, BOOLOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID, TIDOID}
 	},
 };
 
@@ -492,6 +492,57 @@ execute(StoreQuery q, Args *args)
 	enter(&saved);
 	n = run(q, args);
 	leave(&saved);
+	return n;
+}
+
+/* Where the row of a live task lies now; false if there is none */
+static bool
+find_live(const pg_uuid_t *id, ItemPointer place)
+{
+	Oid			schema = get_namespace_oid(TASKSCHED_SCHEMA, false);
+	Oid			live = get_relname_relid("live", schema);
+	Relation	rel = table_open(live, RowExclusiveLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	ScanKeyInit(&key, get_attnum(live, "id"), BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	scan = systable_beginscan(rel, get_relname_relid("live_pkey", schema), true, SnapshotSelf, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		*place = tuple->t_self;
+	systable_endscan(scan);
+	table_close(rel, NoLock);	/* the row shall not be moved by VACUUM FULL */
+	return found;
+}
+
+/*
+ * Run a statement that changes the row of one live task, which takes the place
+ * of that row as its last argument; returns the number of rows.
+ *
+ * In a serializable transaction, a look-up in an index counts as a read of all
+ * that lies near, and a change of one task would conflict with those of others.
+ * So look for the row outside of the transaction's snapshot; it is read by its
+ * place.
+ */
+static uint64
+change_live(StoreQuery q, Args *args, const pg_uuid_t *id)
+{
+	ItemPointerData place;
+	ItemPointerData before;
+	bool		first = true;
+	uint64		n = 0;
+
+	ItemPointerSetInvalid(&place);
+	add_pointer(args, &place);
+	while (n == 0 && find_live(id, &place) && (first || !ItemPointerEquals(&place, &before)))
+	{
+		n = execute(q, args);
+		before = place;			/* if it has moved meanwhile, look again */
+		first = false;
+	}
 	return n;
 }
 
@@ -853,7 +904,7 @@ to_finished(const pg_uuid_t *id, const int32 *launch, const Outcome *outcome, in
 	add_pointer(&args, outcome->error_details);
 	add_arg(&args, Int32GetDatum(crashes));
 	add_time(&args, GetCurrentTimestamp());
-	if (execute(Q_TO_FINISHED, &args) == 0)
+	if (change_live(Q_TO_FINISHED, &args, id) == 0)
 		return false;
 	tasksched_tell_waiters_at_commit(id);
 	return true;
@@ -1275,7 +1326,7 @@ tasksched_store_checkpoint(const TaskRef *task, const Outcome *change)
 	add_pointer(&args, change->result);
 	add_text(&args, change->error);
 	add_time(&args, GetCurrentTimestamp());
-	return execute(Q_CHECKPOINT, &args) > 0;
+	return change_live(Q_CHECKPOINT, &args, &task->id) > 0;
 }
 
 static bool
@@ -1295,7 +1346,7 @@ store_stage(const TaskRef *task, const Outcome *outcome)
 	add_pointer(&args, outcome->result);
 	add_text(&args, outcome->error);
 	add_time(&args, now);
-	if (execute(Q_STAGE, &args) == 0)
+	if (change_live(Q_STAGE, &args, &task->id) == 0)
 		return false;
 	if (!proceed)
 		tasksched_wake_at_commit(WAKE_DUE, run_at);

@@ -202,6 +202,25 @@ is($idle->query('SELECT count(*) FROM tasksched.tasks'), $known, 'the snapshot s
 is($idle->query("SELECT status FROM tasksched.wait_for_task('$id')"), 'cancelled', 'but wait_for_task does');
 $idle->query('COMMIT');
 
+# serializable transactions of several workers: what is ours does not conflict
+sql($node, <<'EOT');
+CREATE ROLE serial;
+SELECT tasksched.grant_usage('serial');
+ALTER ROLE serial SET default_transaction_isolation = 'serializable';
+CREATE PROCEDURE stages(task tasksched.task, INOUT outcome tasksched.outcome) LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM tasksched.update_task(task.id, result => to_jsonb(task.launch));
+	COMMIT;
+	outcome := CASE WHEN task.launch < 5 THEN tasksched.reschedule() ELSE tasksched.complete() END;
+END $$;
+SELECT tasksched.register_action('stages', 'stages');
+SET ROLE serial;
+SELECT tasksched.schedule_tasks('stages', array_fill(NULL::jsonb, '{100}'));
+EOT
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'stages' AND status IN ('complete', 'failed')}, 100,
+	'a role with serializable transactions: its tasks end');
+is(sql($node, q{SELECT DISTINCT status, launch, error FROM tasksched.tasks WHERE action = 'stages'}), 'complete|5|', 'none fails by a conflict with another');
+
 # a dump that has to wait for somebody else
 sql($node, 'CREATE TABLE zzz ()');
 $idle->query('BEGIN; LOCK TABLE zzz');
