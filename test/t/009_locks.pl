@@ -161,16 +161,15 @@ BEGIN
 END $$;
 CREATE PROCEDURE impatient_too(task tasksched.task, first_launch boolean) LANGUAGE plpgsql AS $$
 BEGIN
+	PERFORM public.hold(task, first_launch);
 	SET lock_timeout = '10ms';
 	COMMIT;
-	PERFORM public.hold(task, first_launch);
-	PERFORM 1/0;
+	PERFORM pg_sleep(0.01);	-- in the action: it looks for interrupts
 END $$;
 SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{impatient,impatient_too}'::text[]) a;
 EOT
-foreach my $case ([ 'impatient', 'complete', 1 ], [ 'impatient_too', 'failed', 0 ])
+foreach my $action ('impatient', 'impatient_too')
 {
-	my ($action, $status, $effects) = @$case;
 	my $name = 'gate' . ++$gate;
 
 	$id = schedule($node, "'$action', '$name'");
@@ -181,9 +180,9 @@ foreach my $case ([ 'impatient', 'complete', 1 ], [ 'impatient_too', 'failed', 0
 	waits_for($pid, $idle->pid, 'its worker waits for the row');
 	others_run('a lock_timeout');
 	$idle->query('COMMIT');
-	wait_for_status($node, $id, $status, "and then it is $status");
+	wait_for_status($node, $id, 'complete', 'and the task completes');
 	is(field_of($node, $id, 'launch, setbacks'), '1|0', 'in its first launch');
-	is(effects($id), $effects, 'with the effects of that');
+	is(effects($id), 1, 'with its effects');
 }
 
 # ---------------------------------------------------------------------------
