@@ -216,7 +216,7 @@ next_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyT
 
 /*
  * Execute a command that needs a database to itself.  If it fails since the
- * database is in use, add by which tasks.
+ * database is in use, or FORCE may not end what runs there, add which tasks do.
  */
 static void
 process_needing_database(Oid dboid, PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
@@ -224,6 +224,7 @@ process_needing_database(Oid dboid, PlannedStmt *pstmt, const char *queryString,
 						 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	MemoryContext cxt = CurrentMemoryContext;
+	bool		drop = IsA(pstmt->utilityStmt, DropdbStmt);
 
 	PG_TRY();
 	{
@@ -231,15 +232,16 @@ process_needing_database(Oid dboid, PlannedStmt *pstmt, const char *queryString,
 	}
 	PG_CATCH();
 	{
+		bool		in_use = geterrcode() == ERRCODE_OBJECT_IN_USE;
 		ErrorData  *edata;
 
-		if (geterrcode() != ERRCODE_OBJECT_IN_USE)
+		if (!in_use && !(drop && geterrcode() == ERRCODE_INSUFFICIENT_PRIVILEGE))
 			PG_RE_THROW();
 		MemoryContextSwitchTo(cxt);
 		edata = CopyErrorData();
 		FlushErrorState();
 		if (edata->hint == NULL)
-			edata->hint = running_tasks_hint(dboid, IsA(pstmt->utilityStmt, DropdbStmt));
+			edata->hint = running_tasks_hint(dboid, drop && in_use);
 		ReThrowError(edata);
 	}
 	PG_END_TRY();

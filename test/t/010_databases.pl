@@ -182,7 +182,8 @@ be_idle('renamed');
 # FORCE: with the rights that it asks for with any session
 $held = schedule($node, q{'hold', 'force'}, 'renamed');
 wait_for_running($node, $held, 'a task of a superuser runs', 'renamed');
-sqlstate_is($node, 'DROP DATABASE renamed WITH (FORCE)', '42501', 'an owner who is not may not end it', user => 'boss');
+$stderr = sqlstate_is($node, 'DROP DATABASE renamed WITH (FORCE)', '42501', 'an owner who is not may not end it', user => 'boss');
+like($stderr, qr/HINT: .*\Q$held\E \(action "hold", PID \d+\).*cancel_task/, 'and is told what it is');
 sql($node, "SELECT tasksched.cancel_task('$held')", 'renamed');
 wait_for_status($node, $held, 'cancelled', 'it is cancelled', 'renamed');
 wait_value($node, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'and has ended', 'renamed');
