@@ -775,6 +775,9 @@ reset_session(void)
 	SetPGVariable("session_authorization", NIL, false);
 	SetPGVariable("role", NIL, false);
 	ResetAllOptions();
+	/* dropping temporary tables is no reason to wait for a standby */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 	DropAllPreparedStatements();
 	Async_UnlistenAll();
 	LockReleaseAll(USER_LOCKMETHOD, true);
