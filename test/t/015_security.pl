@@ -444,7 +444,9 @@ sql($node, q{ALTER ROLE mallory LOGIN; SELECT tasksched.grant_usage('victim')});
 my $own = q{SET ROLE NONE; SET default_transaction_read_only = off; SET lock_timeout = 0; SET row_security = on;};
 foreach my $setting ("role = 'dbo'", "session_authorization = 'dbo'", 'search_path = evil, public, pg_catalog', 'lock_timeout = 1',
 	'default_transaction_read_only = on', "default_transaction_isolation = 'serializable'", 'row_security = off',
-	'transform_null_equals = on', 'quote_all_identifiers = on', 'standard_conforming_strings = off', "datestyle = 'German'",
+	'transform_null_equals = on', 'quote_all_identifiers = on',
+	sql($node, 'SHOW server_version_num') < 190000 ? 'standard_conforming_strings = off' : (),	# the server has no off any more
+	"datestyle = 'German'",
 	"timezone = 'Asia/Kathmandu'", 'array_nulls = off', 'enable_indexscan = off', "work_mem = '64kB'")
 {
 	sqlstate_is($node, "ALTER DATABASE shop SET $setting; DO 'BEGIN RAISE USING ERRCODE = ''TS000''; END'", 'TS000',
