@@ -424,11 +424,11 @@ wait_value($node, q{SELECT status, result FROM tasksched.tasks WHERE owner = 'ma
 sql($node, 'SELECT tasksched.pause_scheduler()');
 my $plain = schedule_as('victim', q{'note'});
 my $calls = schedule_as('victim', q{'run_sql', params => '{"sql": "SELECT tasksched.get_tasks()"}'});
-my $tool = schedule_as('victim', q{'definer'});
+my $tool = schedule_as('victim', q{'who'});
 my $login = schedule_as('mallory', q{'note'});
 sql($node, q{
 	SELECT tasksched.revoke_usage('victim');
-	REVOKE EXECUTE ON FUNCTION definer FROM PUBLIC, victim;
+	REVOKE EXECUTE ON FUNCTION who FROM PUBLIC;
 	ALTER ROLE mallory NOLOGIN;
 	SELECT tasksched.resume_scheduler()});
 wait_for_status($node, $plain, 'complete', 'what was scheduled runs without the right to schedule');
