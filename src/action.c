@@ -48,7 +48,7 @@
 	"An action takes (tasksched.task, boolean), (tasksched.task), (jsonb) or no arguments, and returns void, jsonb or tasksched.outcome; a procedure returns jsonb or tasksched.outcome through an INOUT argument at the end."
 
 /* So many bytes of each text of an error are kept */
-#define MAX_ERROR_TEXT (16 * 1024 * 1024)
+#define MAX_ERROR_TEXT ((Size) 16 * 1024 * 1024)
 
 /* ----------
  * Which functions fit

@@ -28,8 +28,7 @@
 static inline bool
 tasksched_server_is_fit(int version)
 {
-	return version >= 170000 || (version >= 160005 && version < 170000) ||
-		(version >= 150009 && version < 160000);
+	return version >= (version < 160000 ? 150009 : version < 170000 ? 160005 : 170000);
 }
 
 /*
