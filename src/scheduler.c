@@ -1074,13 +1074,16 @@ wake_self(void)
 }
 
 /*
- * Sleep until then.  The timeout of WaitLatch is kept in whole ms and stretched
- * by up to 0.1 % by the kernel, so an interval timer does the waking.
+ * Sleep until then, or until somebody sets the latch.  A round that has waited
+ * for a lock has reset the latch on its way, so look for what it stood for.
+ *
+ * The timeout of WaitLatch is kept in whole ms and stretched by up to 0.1 % by
+ * the kernel, so an interval timer does the waking.
  */
 static void
 sleep_until(TimestampTz then, TimeoutId timer)
 {
-	if (then > GetCurrentTimestamp())
+	if (then > GetCurrentTimestamp() && !ConfigReloadPending && !tasksched_database_is_woken())
 	{
 		enable_timeout_at(timer, then);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

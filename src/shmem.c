@@ -494,6 +494,13 @@ tasksched_database_take_wake(TimestampTz *run_at)
 	return flags;
 }
 
+/* In a scheduler: have more come up? */
+bool
+tasksched_database_is_woken(void)
+{
+	return pg_atomic_read_u32(&my_database->wake) != 0;
+}
+
 /* In a scheduler: leave a reason behind for the next one */
 void
 tasksched_database_put_wake(int flags, TimestampTz run_at)

@@ -205,6 +205,7 @@ extern void tasksched_launcher_wake(bool new_databases);
 extern void tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at);
 extern bool tasksched_database_attach(Oid dboid);
 extern int	tasksched_database_take_wake(TimestampTz *run_at);
+extern bool tasksched_database_is_woken(void);
 extern void tasksched_database_put_wake(int flags, TimestampTz run_at);
 extern bool tasksched_database_must_yield(void);
 extern void tasksched_database_set_known(void);
