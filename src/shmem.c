@@ -498,7 +498,7 @@ tasksched_database_take_wake(TimestampTz *run_at)
 bool
 tasksched_database_is_woken(void)
 {
-	return pg_atomic_read_u32(&my_database->wake) != 0;
+	return pg_atomic_read_u32(&my_database->wake) != 0 || tasksched_database_must_yield();
 }
 
 /* In a scheduler: leave a reason behind for the next one */
