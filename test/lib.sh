@@ -25,6 +25,10 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PASS_ON=(TERM TESTS REPEAT COVERAGE UPGRADE_FROM PROVE_TESTS PROVE_FLAGS PG_TEST_TIMEOUT_DEFAULT
 	TORTURE_MINUTES TORTURE_SEED TORTURE_CLIENTS)
 
+# For programs that are built with sanitizers. A process of the server frees
+# nothing at its end, and its stack depth is measured on the real stack.
+SANITIZER_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1:print_stacktrace=1
+
 # Print each argument on a line.
 say() {
 	printf '%s\n' "$@"
@@ -166,7 +170,9 @@ run_in_workspace() {
 	[ "$(id -u)" != 0 ] ||
 		as_user=(setpriv --reuid="$(ordinary_user)" --regid="$(id -g "$(ordinary_user)")" --clear-groups)
 	environment=(WORKSPACE="$WORKSPACE" PG_CONFIG="$PG_CONFIG" PATH="${PG_CONFIG%/*}:$PATH"
-		HOME="$WORKSPACE" TMPDIR="$WORKSPACE/tmp" LC_ALL=C.UTF-8)
+		HOME="$WORKSPACE" TMPDIR="$WORKSPACE/tmp" LC_ALL=C.UTF-8
+		ASAN_OPTIONS="$SANITIZER_OPTIONS:log_path=$WORKSPACE/log/sanitizer"
+		UBSAN_OPTIONS="$SANITIZER_OPTIONS:log_path=$WORKSPACE/log/sanitizer")
 	for name in "${PASS_ON[@]}"; do
 		[ -z "${!name:-}" ] || environment+=("$name=${!name}")
 	done
