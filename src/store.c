@@ -31,6 +31,7 @@
 #include "executor/spi.h"
 #include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -535,6 +536,7 @@ change_live(StoreQuery q, Args *args, const pg_uuid_t *id)
 	bool		first = true;
 	uint64		n = 0;
 
+	tasksched_store_check_extension();
 	ItemPointerSetInvalid(&place);
 	add_pointer(args, &place);
 	while (n == 0 && find_live(id, &place) && (first || !ItemPointerEquals(&place, &before)))
@@ -621,6 +623,29 @@ tasksched_store_extension(void)
 }
 
 /*
+ * The same, and see to it that nobody drops it before the transaction ends.  That
+ * locks the extension first, and so must we: once it waits for one of our locks,
+ * we wait for none of its.
+ */
+static Oid
+lock_extension(char **version)
+{
+	static Oid	known = InvalidOid;
+
+	for (;;)
+	{
+		Oid			oid;
+
+		if (OidIsValid(known))
+			LockDatabaseObject(ExtensionRelationId, known, 0, AccessShareLock);
+		oid = find_extension(version);
+		if (oid == known)
+			return oid;
+		known = oid;
+	}
+}
+
+/*
  * Raise an error unless the extension is there, in the library's version.  A
  * script of its own may be on its way from one version to the next.
  */
@@ -628,7 +653,7 @@ void
 tasksched_store_check_extension(void)
 {
 	char	   *version = NULL;
-	Oid			oid = find_extension(&version);
+	Oid			oid = lock_extension(&version);
 
 	if (!OidIsValid(oid))
 		ereport(ERROR,
