@@ -56,7 +56,7 @@ scheduler_blocked(Oid owner)
 		return _("the server is in recovery");
 	if (!tasksched_enabled)
 		return _("tasksched.enabled is off");
-	if (!tasksched_database_copy(MyDatabaseId, &db))
+	if (!tasksched_database_copy(MyDatabaseId, &db) || (!db.known && db.lack == LACK_NOTHING))
 		return _("the scheduler of this database has not started yet");
 	if (db.paused)
 		return _("the scheduler of this database is paused; see resume_scheduler()");
@@ -65,8 +65,10 @@ scheduler_blocked(Oid owner)
 		if (db.failing_owners[i] == owner)
 			return _("workers of the role that owns the task fail to start; see the server log");
 	}
-	if (db.no_slot)
+	if (db.lack == LACK_SLOT)
 		return _("no background worker slot is free; see max_worker_processes");
+	if (db.lack == LACK_PROCESS)
+		return _("the server could not start a process; see the server log");
 	return NULL;
 }
 

@@ -166,6 +166,7 @@ start_scheduler(KnownDatabase *db, bool net)
 	MemoryContext old;
 	bool		ok;
 
+	tasksched_database_expect(db->dboid);
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
@@ -183,6 +184,7 @@ start_scheduler(KnownDatabase *db, bool net)
 	if (!ok)
 	{
 		db->scheduler = NULL;
+		tasksched_database_set_lack(db->dboid, LACK_SLOT);
 		tasksched_shortage_begin();
 		return false;
 	}
@@ -192,8 +194,10 @@ start_scheduler(KnownDatabase *db, bool net)
 
 /* Take notice of a scheduler that has ended; when may the next one start? */
 static void
-check_ended(KnownDatabase *db, const TaskDatabase *info)
+check_ended(KnownDatabase *db)
 {
+	TaskDatabase info;
+	bool		has_info;
 	pid_t		pid;
 
 	if (db->scheduler == NULL ||
@@ -201,17 +205,26 @@ check_ended(KnownDatabase *db, const TaskDatabase *info)
 		return;
 	pfree(db->scheduler);
 	db->scheduler = NULL;
-	db->probed = true;
 	db->ended_at = GetCurrentTimestamp();
+	has_info = tasksched_database_copy(db->dboid, &info);
 
-	if (info == NULL || info->clean_exit)
+	if (has_info && !info.came)
+	{
+		/* it never ran, so this is not the database's doing, and tells nothing of it */
+		db->not_before = TimestampTzPlusMilliseconds(db->ended_at, RESTART_MIN_MS);
+		tasksched_database_set_lack(db->dboid, LACK_PROCESS);
+		tasksched_log_no_process();
+		return;
+	}
+	db->probed = true;
+	if (!has_info || info.clean_exit)
 		db->failures = 0;
 	else
 	{
 		int			delay;
 
 		/* one that was sent SIGTERM, or has run for a while, did not fail at its start */
-		if (info->terminated ||
+		if (info.terminated ||
 			TimestampDifferenceExceeds(db->started_at, db->ended_at, RESTART_MAX_MS))
 			db->failures = 0;
 		delay = RESTART_MIN_MS << Min(db->failures, 6);
@@ -281,7 +294,7 @@ static bool
 is_contender(KnownDatabase *db, const TaskDatabase *info, TimestampTz now)
 {
 	if (is_running(db, info))
-		return info != NULL && info->no_slot;
+		return info != NULL && info->lack == LACK_SLOT;
 	return wanted_at(db, info) <= now;
 }
 
@@ -364,9 +377,12 @@ launcher_cycle(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz wake_at = TimestampTzPlusMilliseconds(now, tasksched_reconcile_interval);
+	TaskDatabase *infos;
 	int			n;
-	TaskDatabase *infos = tasksched_databases_copy(&n);
 
+	for (int i = 0; i < nknown; i++)
+		check_ended(&known[i]);
+	infos = tasksched_databases_copy(&n);
 	for (int i = 0; i < nknown; i++)
 	{
 		const TaskDatabase *info = find_info(infos, n, known[i].dboid);
@@ -374,7 +390,6 @@ launcher_cycle(void)
 		/* a scheduler that is there has been through the probe */
 		if (info != NULL && info->known && info->pid != 0)
 			known[i].probed = true;
-		check_ended(&known[i], info);
 	}
 
 	if (tasksched_shortage())

@@ -60,6 +60,9 @@
 /* How often to try again while no worker slot is free */
 #define SLOT_RETRY_US INT64CONST(250000)
 
+/* How often to try again while the server can't start a process */
+#define PROCESS_RETRY_US USECS_PER_SEC
+
 /* A slot that an earlier scheduler reserved, and whose worker has not come */
 #define START_TIMEOUT_US (60 * USECS_PER_SEC)
 
@@ -123,7 +126,9 @@ static TimestampTz last_busy;
 static bool for_net;			/* started only to have a look */
 static bool paused;
 static bool purging;
-static bool no_slot;
+static Lack lack;				/* what due tasks wait for */
+static bool no_process;			/* the server could not start the last worker ... */
+static TimestampTz process_retry_at;	/* ... and this is when to try again */
 
 static MemoryContext queue_cxt;
 static MemoryContext round_cxt;
@@ -292,6 +297,15 @@ forget_handle(SlotNote *note)
 	note->handle = NULL;
 }
 
+/* The server could not start a process for a worker: that is not its owner's doing */
+static void
+note_no_process(void)
+{
+	no_process = true;
+	process_retry_at = GetCurrentTimestamp() + PROCESS_RETRY_US;
+	tasksched_log_no_process();
+}
+
 /* See what has become of the workers that were started */
 static void
 check_starting(void)
@@ -310,14 +324,16 @@ check_starting(void)
 			/* it came, or it ended on its way from the slot to the database */
 			if (slots[i].generation == note->generation)
 				note_start(slots[i].owner, slots[i].came);
+			no_process = false;
 			forget_handle(note);
 		}
 		else if (note->handle != NULL)
 		{
 			if (GetBackgroundWorkerPid(note->handle, &pid) != BGWH_STOPPED)
 				continue;
-			tasksched_slot_release(i, note->generation);
-			note_start(slots[i].owner, false);
+			if (!tasksched_slot_release(i, note->generation))
+				continue;		/* it has come and gone since we looked */
+			note_no_process();
 			forget_handle(note);
 			slots[i].state = SLOT_FREE;
 		}
@@ -325,7 +341,7 @@ check_starting(void)
 				 (slots[i].generation == note->generation || now - slots[i].since > START_TIMEOUT_US))
 		{
 			/* an error kept us from registering it; or it was an earlier scheduler's */
-			tasksched_slot_release(i, slots[i].generation);
+			(void) tasksched_slot_release(i, slots[i].generation);
 			slots[i].state = SLOT_FREE;
 		}
 	}
@@ -350,7 +366,7 @@ dismiss_idle_worker(Oid owner)
 static void
 note_no_slot(Oid owner)
 {
-	no_slot = true;
+	lack = LACK_SLOT;
 	retry_by(GetCurrentTimestamp() + SLOT_RETRY_US);
 	dismiss_idle_worker(owner);
 	tasksched_shortage_begin();
@@ -414,7 +430,7 @@ start_worker(Oid owner)
 	if (!ok)
 	{
 		note->handle = NULL;
-		tasksched_slot_release(args.slot, args.generation);
+		(void) tasksched_slot_release(args.slot, args.generation);
 		note_no_slot(owner);
 		return false;
 	}
@@ -893,7 +909,15 @@ start_workers(const Round *round)
 	int			alive = count_slots(SLOT_STARTING) + count_slots(SLOT_IDLE) +
 		count_slots(SLOT_READY) + count_slots(SLOT_RUNNING);
 
-	no_slot = false;
+	if (no_process && round->ndemands > 0)
+	{
+		lack = LACK_PROCESS;
+		if (GetCurrentTimestamp() < process_retry_at)
+		{
+			retry_by(process_retry_at);
+			return;
+		}
+	}
 	for (int i = 0; i < round->ndemands; i++)
 	{
 		Demand	   *demand = &round->demands[i];
@@ -911,6 +935,12 @@ start_workers(const Round *round)
 			if (!start_worker(demand->owner))
 				return;
 			alive++;
+			if (no_process)
+			{
+				/* one will do to find out */
+				process_retry_at = GetCurrentTimestamp() + PROCESS_RETRY_US;
+				return;
+			}
 		}
 	}
 }
@@ -923,6 +953,8 @@ claim(void)
 	Round		round = {0};
 	TaskRef    *claimed;
 	int			nclaimed = 0;
+
+	lack = LACK_NOTHING;
 
 	for (int i = 0; i < nqueues; i++)
 	{
@@ -968,7 +1000,7 @@ report(void)
 
 	for (int i = 0; i < MAX_FAILING_OWNERS; i++)
 		owners[i] = failing[i].owner;
-	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan, paused, no_slot, owners);
+	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan, paused, lack, owners);
 }
 
 /* One round */

@@ -64,6 +64,7 @@ typedef struct TaskSharedState
 	bool		new_databases;	/* pg_database has changed */
 	TimestampTz shortage_until;	/* background workers were short lately */
 	TimestampTz shortage_logged;
+	TimestampTz no_process_logged;
 
 	TaskDatabase databases[MAX_DATABASES];
 	ConditionVariable waiters[WAITER_BUCKETS];
@@ -289,6 +290,28 @@ tasksched_shortage_begin(void)
 						 max_worker_processes)));
 }
 
+/*
+ * A background worker was registered, but the server could not start a process
+ * for it.
+ */
+void
+tasksched_log_no_process(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		tell;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	tell = TimestampDifferenceExceeds(shared->no_process_logged, now, SHORTAGE_LOG_MS);
+	if (tell)
+		shared->no_process_logged = now;
+	LWLockRelease(shared->lock);
+
+	if (tell)
+		ereport(LOG,
+				(errmsg("tasksched could not have a process started by the server; tasks wait"),
+				 errhint("Consider raising the operating system's limit on the number of processes (ulimit -u) of the server's user.")));
+}
+
 bool
 tasksched_shortage(void)
 {
@@ -357,6 +380,7 @@ find_or_create_database(Oid dboid)
 	db->yield = false;
 	db->forget = false;
 	db->known = false;
+	db->came = true;
 	db->clean_exit = true;
 	db->terminated = false;
 	pg_atomic_write_u32(&db->wake, 0);
@@ -364,7 +388,7 @@ find_or_create_database(Oid dboid)
 	db->next_due = DT_NOEND;
 	db->last_scan = 0;
 	db->paused = false;
-	db->no_slot = false;
+	db->lack = LACK_NOTHING;
 	memset(db->failing_owners, 0, sizeof(db->failing_owners));
 	db->last_error[0] = '\0';
 	return db;
@@ -452,6 +476,32 @@ database_detach(int code, Datum arg)
 	LWLockRelease(shared->lock);
 }
 
+/* In the launcher: a scheduler is about to be started; "came" will say whether it was */
+void
+tasksched_database_expect(Oid dboid)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_or_create_database(dboid);
+	if (db != NULL)
+		db->came = false;
+	LWLockRelease(shared->lock);
+}
+
+/* In the launcher: why no scheduler could be started */
+void
+tasksched_database_set_lack(Oid dboid, Lack lack)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_database(dboid);
+	if (db != NULL)
+		db->lack = lack;
+	LWLockRelease(shared->lock);
+}
+
 /* Become the scheduler of a database; false if it has one, or there is no room */
 bool
 tasksched_database_attach(Oid dboid)
@@ -461,6 +511,8 @@ tasksched_database_attach(Oid dboid)
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	db = find_or_create_database(dboid);
+	if (db != NULL)
+		db->came = true;
 	if (db != NULL && db->pid == 0)
 	{
 		db->pid = MyProcPid;
@@ -559,13 +611,13 @@ tasksched_database_set_yield(Oid dboid, bool yield)
 /* In a scheduler: publish its state */
 void
 tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
-						  bool no_slot, const Oid *failing_owners)
+						  Lack lack, const Oid *failing_owners)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->next_due = next_due;
 	my_database->last_scan = last_scan;
 	my_database->paused = paused;
-	my_database->no_slot = no_slot;
+	my_database->lack = lack;
 	memcpy(my_database->failing_owners, failing_owners, sizeof(my_database->failing_owners));
 	LWLockRelease(shared->lock);
 }
@@ -739,14 +791,18 @@ tasksched_slot_reserve(Oid owner, uint32 *generation)
 	return result;
 }
 
-/* Give up a reservation whose worker has not come */
-void
+/* Give up a reservation whose worker has not come; false if it has, after all */
+bool
 tasksched_slot_release(int i, uint32 generation)
 {
+	bool		result;
+
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (slot_is(&shared->slots[i], generation, SLOT_STARTING))
+	result = slot_is(&shared->slots[i], generation, SLOT_STARTING);
+	if (result)
 		set_slot_state(&shared->slots[i], SLOT_FREE);
 	LWLockRelease(shared->lock);
+	return result;
 }
 
 /* Hand a claimed task to an idle worker; false if it went away meanwhile */

@@ -165,6 +165,14 @@ typedef struct Suspect
 	TaskRef		task;
 } Suspect;
 
+/* What a database's due tasks, or its scheduler, wait for */
+typedef enum Lack
+{
+	LACK_NOTHING,
+	LACK_SLOT,					/* of a background worker */
+	LACK_PROCESS				/* the server could not start one */
+} Lack;
+
 #define MAX_FAILING_OWNERS 8
 #define LAST_ERROR_LEN 256
 
@@ -180,6 +188,7 @@ typedef struct TaskDatabase
 	bool		yield;			/* the launcher wants the scheduler's place */
 	bool		forget;			/* the entry goes with the scheduler */
 	bool		known;			/* the extension has been seen */
+	bool		came;			/* the scheduler that was started last has attached */
 	bool		clean_exit;		/* the last scheduler ended on its own accord */
 	bool		terminated;		/* the last scheduler was sent SIGTERM */
 
@@ -190,7 +199,7 @@ typedef struct TaskDatabase
 	TimestampTz next_due;		/* DT_NOEND = no task is scheduled */
 	TimestampTz last_scan;		/* 0 = none yet */
 	bool		paused;
-	bool		no_slot;		/* a due task waits for a background worker */
+	Lack		lack;			/* the launcher tells, too, if no scheduler can start */
 	Oid			failing_owners[MAX_FAILING_OWNERS]; /* whose workers can't start */
 	char		last_error[LAST_ERROR_LEN];
 } TaskDatabase;
@@ -203,6 +212,8 @@ extern bool tasksched_launcher_take_new_databases(void);
 extern void tasksched_launcher_wake(bool new_databases);
 
 extern void tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at);
+extern void tasksched_database_expect(Oid dboid);
+extern void tasksched_database_set_lack(Oid dboid, Lack lack);
 extern bool tasksched_database_attach(Oid dboid);
 extern int	tasksched_database_take_wake(TimestampTz *run_at);
 extern bool tasksched_database_is_woken(void);
@@ -212,7 +223,7 @@ extern void tasksched_database_set_known(void);
 extern void tasksched_database_set_clean_exit(void);
 extern void tasksched_database_set_yield(Oid dboid, bool yield);
 extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
-									  bool no_slot, const Oid *failing_owners);
+									  Lack lack, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
 extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
 extern bool tasksched_database_clear(Oid dboid);
@@ -221,9 +232,10 @@ extern bool tasksched_database_copy(Oid dboid, TaskDatabase *copy);
 
 extern void tasksched_shortage_begin(void);
 extern bool tasksched_shortage(void);
+extern void tasksched_log_no_process(void);
 
 extern int	tasksched_slot_reserve(Oid owner, uint32 *generation);
-extern void tasksched_slot_release(int slot, uint32 generation);
+extern bool tasksched_slot_release(int slot, uint32 generation);
 extern bool tasksched_slot_assign(int slot, uint32 generation, const TaskRef *task,
 								  const char *action, const Action *function);
 extern void tasksched_slot_reaped(int slot);

@@ -183,8 +183,12 @@ scheduler_state(const TaskDatabase *db)
 		return "disabled";
 	if (db->paused)
 		return "paused";
-	if (db->no_slot)
+	if (db->lack == LACK_SLOT)
 		return "waiting for a worker slot";
+	if (db->lack == LACK_PROCESS)
+		return "waiting for a process";
+	if (!db->known)
+		return "starting";
 	return db->pid != 0 ? "running" : "idle";
 }
 
@@ -225,7 +229,7 @@ tasksched_status(PG_FUNCTION_ARGS)
 	{
 		TaskDatabase *db = &databases[i];
 
-		if (!db->known || (db->dboid != MyDatabaseId && !monitor))
+		if (db->dboid != MyDatabaseId && (!db->known || !monitor))
 			continue;
 		seen_mine |= db->dboid == MyDatabaseId;
 		put_status(rsinfo, db->dboid, scheduler_state(db), db, count_running(slots, nslots, db->dboid));
