@@ -14,6 +14,7 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -607,16 +608,19 @@ look_and_let_go(const pg_uuid_t *id, TaskLookup *task)
 }
 
 /*
- * Wait until a task is finished or unknown; false at the deadline.  Every look
+ * Wait until a task is finished or unknown; false at the timeout, which does not
+ * depend on how the clock is set meanwhile (NULL = none).  Every look
  * is under the latest snapshot, whatever the isolation level is.
  */
 static bool
-wait_until_finished(const pg_uuid_t *id, TimestampTz deadline)
+wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
 {
+	instr_time	start;
 	TaskLookup	task;
 	bool		prepared = false;
 	bool		finished;
 
+	INSTR_TIME_SET_CURRENT(start);
 	for (;;)
 	{
 		long		timeout = WAIT_NET_MS;
@@ -640,11 +644,17 @@ wait_until_finished(const pg_uuid_t *id, TimestampTz deadline)
 			prepared = true;
 			continue;
 		}
-		if (deadline != DT_NOEND)
+		if (limit_us != NULL)
 		{
-			timeout = Min(timeout, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
-			if (timeout <= 0)
+			instr_time	waited;
+			int64		left_us;
+
+			INSTR_TIME_SET_CURRENT(waited);
+			INSTR_TIME_SUBTRACT(waited, start);
+			left_us = *limit_us - (int64) INSTR_TIME_GET_MICROSEC(waited);
+			if (left_us <= 0)
 				break;
+			timeout = Min(timeout, (left_us + 999) / 1000);
 		}
 		(void) tasksched_waiters_sleep(id, timeout);
 	}
@@ -657,17 +667,18 @@ PG_FUNCTION_INFO_V1(tasksched_wait_for_task);
 Datum
 tasksched_wait_for_task(PG_FUNCTION_ARGS)
 {
-	TimestampTz deadline = DT_NOEND;
+	int64		limit_us = 0;
 
 	if (!PG_ARGISNULL(1))
 	{
 		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz deadline = add_interval(now, PG_GETARG_INTERVAL_P(1));
 
-		deadline = add_interval(now, PG_GETARG_INTERVAL_P(1));
 		if (deadline < now)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("timeout must not be negative")));
+		limit_us = deadline - now;
 	}
 	if (RecoveryInProgress())
 		ereport(ERROR,
@@ -676,7 +687,7 @@ tasksched_wait_for_task(PG_FUNCTION_ARGS)
 				 errhint("Wait on the primary server.")));
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!PG_ARGISNULL(0) && wait_until_finished(PG_GETARG_UUID_P(0), deadline))
+	if (!PG_ARGISNULL(0) && wait_until_finished(PG_GETARG_UUID_P(0), PG_ARGISNULL(1) ? NULL : &limit_us))
 		tasksched_store_get_task(PG_GETARG_UUID_P(0), true, (ReturnSetInfo *) fcinfo->resultinfo);
 	return (Datum) 0;
 }

@@ -233,6 +233,15 @@ check_ended(KnownDatabase *db)
 	}
 }
 
+/* The clock may have gone back since these moments were noted */
+static void
+forget_future(KnownDatabase *db, TimestampTz now)
+{
+	db->ended_at = Min(db->ended_at, now);
+	if (!tasksched_is_ahead(db->not_before, now, RESTART_MAX_MS * INT64CONST(1000)))
+		db->not_before = Min(db->not_before, now);
+}
+
 /*
  * When does the database want a scheduler?  DT_NOBEGIN is now, DT_NOEND is not
  * at all, for a database without the extension.
@@ -381,7 +390,11 @@ launcher_cycle(void)
 	int			n;
 
 	for (int i = 0; i < nknown; i++)
+	{
+		forget_future(&known[i], now);
 		check_ended(&known[i]);
+	}
+	turn_started = Min(turn_started, now);
 	infos = tasksched_databases_copy(&n);
 	for (int i = 0; i < nknown; i++)
 	{

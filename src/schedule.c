@@ -10,6 +10,16 @@
 #define SETBACK_CAP_US (60 * SETBACK_BASE_US)
 
 /*
+ * Is a moment still to come that was set, or moved, at most so long ahead?  If it
+ * is further ahead, the clock has been set back since.
+ */
+bool
+tasksched_is_ahead(TimestampTz moment, TimestampTz now, int64 at_most)
+{
+	return moment > now && moment - now <= at_most;
+}
+
+/*
  * Delay of the next launch after so many launches in a row that ended before
  * the action began or in our bookkeeping: 1 s, doubling up to 1 min.
  */

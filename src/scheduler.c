@@ -338,7 +338,8 @@ check_starting(void)
 			slots[i].state = SLOT_FREE;
 		}
 		else if (starting && slots[i].pid == 0 &&
-				 (slots[i].generation == note->generation || now - slots[i].since > START_TIMEOUT_US))
+				 (slots[i].generation == note->generation ||
+				  !tasksched_is_ahead(slots[i].since + START_TIMEOUT_US, now, START_TIMEOUT_US)))
 		{
 			/* an error kept us from registering it; or it was an earlier scheduler's */
 			(void) tasksched_slot_release(i, slots[i].generation);
@@ -564,7 +565,7 @@ send_interrupts(void)
 		SlotNote   *note = &notes[i];
 
 		if (note->interrupts == 0 ||
-			(note->interrupt_at > now && note->interrupt_at <= now + INTERRUPT_AGAIN_US))
+			tasksched_is_ahead(note->interrupt_at, now, INTERRUPT_AGAIN_US))
 			continue;
 		if (!tasksched_slot_interrupt(i, &note->interrupted,
 									  note->interrupts > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
@@ -816,7 +817,8 @@ consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
 
 	if (note->blocked)
 		return true;			/* the next scan looks again */
-	if (fails != NULL && fails->not_before > now)
+	if (fails != NULL &&
+		tasksched_is_ahead(fails->not_before, now, tasksched_setback_delay(fails->failures)))
 	{
 		revisit_at = Min(revisit_at, fails->not_before);
 		return true;
@@ -912,7 +914,7 @@ start_workers(const Round *round)
 	if (no_process && round->ndemands > 0)
 	{
 		lack = LACK_PROCESS;
-		if (GetCurrentTimestamp() < process_retry_at)
+		if (tasksched_is_ahead(process_retry_at, GetCurrentTimestamp(), PROCESS_RETRY_US))
 		{
 			retry_by(process_retry_at);
 			return;

@@ -51,10 +51,10 @@
 #define WAITER_BUCKETS 64
 
 /* How long a shortage of background workers is remembered */
-#define SHORTAGE_MS 10000
+#define SHORTAGE_US (10 * USECS_PER_SEC)
 
 /* How often one is logged, whoever finds it */
-#define SHORTAGE_LOG_MS 600000
+#define SHORTAGE_LOG_US (600 * USECS_PER_SEC)
 
 typedef struct TaskSharedState
 {
@@ -264,6 +264,17 @@ tasksched_launcher_take_new_databases(void)
 	return result;
 }
 
+/* Is it time to log a shortage again? */
+static bool
+may_log(TimestampTz *logged, TimestampTz now)
+{
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+	if (tasksched_is_ahead(*logged + SHORTAGE_LOG_US, now, SHORTAGE_LOG_US))
+		return false;
+	*logged = now;
+	return true;
+}
+
 /*
  * A background worker could not be registered: the databases take turns from
  * now on, until that has not happened for a while.
@@ -275,12 +286,10 @@ tasksched_shortage_begin(void)
 	bool		tell;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (shared->shortage_until < now)
+	if (!tasksched_is_ahead(shared->shortage_until, now, SHORTAGE_US))
 		wake_launcher();
-	shared->shortage_until = TimestampTzPlusMilliseconds(now, SHORTAGE_MS);
-	tell = TimestampDifferenceExceeds(shared->shortage_logged, now, SHORTAGE_LOG_MS);
-	if (tell)
-		shared->shortage_logged = now;
+	shared->shortage_until = now + SHORTAGE_US;
+	tell = may_log(&shared->shortage_logged, now);
 	LWLockRelease(shared->lock);
 
 	if (tell)
@@ -301,9 +310,7 @@ tasksched_log_no_process(void)
 	bool		tell;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	tell = TimestampDifferenceExceeds(shared->no_process_logged, now, SHORTAGE_LOG_MS);
-	if (tell)
-		shared->no_process_logged = now;
+	tell = may_log(&shared->no_process_logged, now);
 	LWLockRelease(shared->lock);
 
 	if (tell)
@@ -318,7 +325,7 @@ tasksched_shortage(void)
 	bool		result;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	result = shared->shortage_until > GetCurrentTimestamp();
+	result = tasksched_is_ahead(shared->shortage_until, GetCurrentTimestamp(), SHORTAGE_US);
 	LWLockRelease(shared->lock);
 	return result;
 }

@@ -459,6 +459,7 @@ extern char *tasksched_uuid_out(const pg_uuid_t *uuid);
  * schedule.c: when something runs next
  * ----------
  */
+extern bool tasksched_is_ahead(TimestampTz moment, TimestampTz now, int64 at_most);
 extern int64 tasksched_setback_delay(int setbacks);	/* us */
 
 /* ----------

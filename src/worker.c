@@ -884,6 +884,7 @@ wait_for_next(bool first, TaskRef *task, Action *action)
 		if (tasksched_slot_take(task, action, &quit))
 			return true;
 		timeout = first ? Max(tasksched_worker_idle_timeout, FIRST_TASK_MS) : tasksched_worker_idle_timeout;
+		start = Min(start, GetCurrentTimestamp());	/* the clock may have gone back */
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 												  TimestampTzPlusMilliseconds(start, timeout));
 		if ((quit || timeout <= 0 || role_changed) && tasksched_slot_leave())
