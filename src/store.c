@@ -67,8 +67,8 @@
  * can serve: while the table is small, to walk through all tasks of a status
  * looks as cheap as the look-up, and the plan would stay.
  */
-#define IS_SCHEDULED "(status = 'scheduled') IS TRUE"
-#define IS_ACTIVE "(status = 'active') IS TRUE"
+#define IS_SCHEDULED "status::text = 'scheduled'"
+#define IS_ACTIVE "status::text = 'active'"
 
 /* Whether the role $2 may see a task; $1 is whether it is an admin */
 #define VISIBLE "($1 OR pg_catalog.pg_has_role($2, t.owner::oid, 'USAGE'))"
@@ -224,11 +224,12 @@ static const QueryText queries[NUM_QUERIES] = {
 		{INT2OID, TIMESTAMPTZOID}
 	},
 	[Q_CLAIM] = {
-		"UPDATE tasksched.live t SET status = 'active', launch = launch + 1, attempt = greatest(attempt, 1), "
+		/* greatest(): due, in a form that no index can serve either */
+		"UPDATE tasksched.live SET status = 'active', launch = launch + 1, attempt = greatest(attempt, 1), "
 		"started_at = coalesce(started_at, $2), updated_at = $2 "
-		"FROM (SELECT id FROM tasksched.live WHERE id = ANY ($1) AND " IS_SCHEDULED " AND run_at <= $2 "
-		"FOR NO KEY UPDATE SKIP LOCKED) c "
-		"WHERE t.id = c.id AND " IS_SCHEDULED " RETURNING t.id, t.launch",
+		"WHERE id = ANY (ARRAY(SELECT id FROM tasksched.live "
+		"WHERE id = ANY ($1) AND " IS_SCHEDULED " AND greatest(run_at, $2) = $2 "
+		"FOR NO KEY UPDATE SKIP LOCKED)) AND " IS_SCHEDULED " RETURNING id, launch",
 		{UUIDARRAYOID, TIMESTAMPTZOID}
 	},
 	[Q_LOCK_LIVE] = {
