@@ -57,6 +57,10 @@
 
 #define PURGE_ROWS 1000
 
+/* The clock was set back if it shows so much less than before */
+#define SET_BACK_US USECS_PER_SEC
+#define BRING_FORWARD_ROWS 1000
+
 /* How often to try again while no worker slot is free */
 #define SLOT_RETRY_US INT64CONST(250000)
 
@@ -122,10 +126,13 @@ static TimestampTz last_scan = 0;
 static TimestampTz next_scan = 0;
 static TimestampTz retry_at = DT_NOEND; /* of something that could not be done */
 static TimestampTz revisit_at = DT_NOEND;	/* when to look again at tasks that were passed by */
+static TimestampTz round_at = 0;	/* when the last round began */
+static TimestampTz latest = 0;	/* the latest time that the clock has shown */
 static TimestampTz last_busy;
 static bool for_net;			/* started only to have a look */
 static bool paused;
 static bool purging;
+static bool bringing_forward;
 static Lack lack;				/* what due tasks wait for */
 static bool no_process;			/* the server could not start the last worker ... */
 static TimestampTz process_retry_at;	/* ... and this is when to try again */
@@ -651,6 +658,26 @@ purge(void)
 		retry_by(GetCurrentTimestamp());
 }
 
+/*
+ * The clock was set back, so what was scheduled for now or had to wait has a due
+ * time to come.  A batch in each round, again with each scan until the clock
+ * shows its latest time again.
+ */
+static void
+bring_forward(TimestampTz now)
+{
+	int			n;
+
+	tasksched_begin();
+	n = tasksched_store_bring_forward(BRING_FORWARD_ROWS);
+	tasksched_commit();
+	bringing_forward = n == BRING_FORWARD_ROWS;
+	if (bringing_forward)
+		retry_by(now);
+	if (n > 0)
+		note_due(now, now);
+}
+
 /* Warn of tasks that are active without an update, once a day for each */
 static void
 warn_of_stuck(void)
@@ -711,6 +738,7 @@ scan(void)
 	next_scan = all_resumed ? TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval) :
 		last_scan + LOCKED_RETRY_US;
 	purging = true;
+	bringing_forward = last_scan < latest - SET_BACK_US;
 }
 
 /* ----------
@@ -1019,6 +1047,10 @@ scheduler_round(void)
 	if (revisit_at != DT_NOEND)
 		revisit_at = Min(revisit_at, next_scan);
 	last_busy = Min(last_busy, now);
+	if (now < round_at - SET_BACK_US)
+		next_scan = now;
+	round_at = now;
+	latest = Max(latest, now);
 
 	retry_at = DT_NOEND;
 	refresh_slots();
@@ -1041,6 +1073,8 @@ scheduler_round(void)
 	else if (wake & WAKE_CHECK)
 		check_superseded();
 	send_interrupts();
+	if (bringing_forward)
+		bring_forward(now);
 	TASKSCHED_FAULT_POINT("tasks reaped");
 	if (tasksched_enabled && !paused)
 		claim();

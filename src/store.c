@@ -99,6 +99,7 @@ typedef enum StoreQuery
 	Q_LIVE_EXISTS,
 	Q_PUT_BACK,
 	Q_ACTIVE,
+	Q_BRING_FORWARD,
 	Q_SUPERSEDED,
 	Q_STUCK,
 	Q_PURGE,
@@ -255,6 +256,12 @@ static const QueryText queries[NUM_QUERIES] = {
 	[Q_ACTIVE] = {
 		"SELECT id, launch FROM tasksched.live WHERE status = 'active' AND installation = $1 AND database = $2",
 		{INT8OID, OIDOID}
+	},
+	[Q_BRING_FORWARD] = {
+		"UPDATE tasksched.live SET run_at = $1, updated_at = $1 WHERE id = ANY (ARRAY("
+		"SELECT id FROM tasksched.live WHERE status = 'scheduled' AND run_at > $1 AND run_at <= updated_at "
+		"LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
+		{TIMESTAMPTZOID, INT8OID}
 	},
 	[Q_SUPERSEDED] = {
 		"SELECT r.id, r.launch FROM unnest($1, $2) r(id, launch) WHERE NOT EXISTS ("
@@ -1233,6 +1240,20 @@ tasksched_store_active(TaskRef **tasks)
 	copy_refs(*tasks, n);
 	leave(&saved);
 	return n;
+}
+
+/*
+ * After the clock was set back: what was due already when it was last written is
+ * due now, up to a limit; returns how many.
+ */
+int
+tasksched_store_bring_forward(int limit)
+{
+	Args		args = {0};
+
+	add_time(&args, GetCurrentTimestamp());
+	add_arg(&args, Int64GetDatum(limit));
+	return (int) execute(Q_BRING_FORWARD, &args);
 }
 
 /* Which of these launches no longer hold their tasks */

@@ -414,6 +414,7 @@ extern TimestampTz tasksched_store_next_due(int16 priority, TimestampTz after);
 extern int	tasksched_store_claim(const pg_uuid_t *ids, int n, TaskRef *claimed);
 extern PutBack tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed);
 extern int	tasksched_store_active(TaskRef **tasks);
+extern int	tasksched_store_bring_forward(int limit);
 extern int	tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded);
 extern int	tasksched_store_stuck(pg_uuid_t **ids, char ***actions);
 extern int	tasksched_store_purge(int limit);

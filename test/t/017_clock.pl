@@ -65,6 +65,15 @@ sub runs_promptly
 	return;
 }
 
+# Wait for a scan, so that the scheduler has seen the clock
+sub wait_for_scan
+{
+	my $seen = sql($node, 'SELECT last_scan FROM tasksched.status');
+
+	wait_until($node, "SELECT last_scan <> '$seen' FROM tasksched.status", 'the scheduler has seen the clock');
+	return;
+}
+
 # What must hold after each change of the clock
 sub check_all
 {
@@ -122,6 +131,18 @@ wait_for_status($node, $short, 'complete', 'back: a task with a delay runs');
 is(field_of($node, $short, q{started_at >= run_at AND started_at < run_at + interval '20 s'}), 't', 'back: in time');
 my ($out) = try_sql($node, qq{SELECT count(*) FROM tasksched.wait_for_task('$held', '1 s')});
 is($out, '0', 'back: wait_for_task gives up in time');
+
+# what was due before, but could not be launched yet, does not wait for another hour
+set_clock(1);
+sql($node, 'SELECT tasksched.pause_scheduler()');
+sql($node, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{2500}'), resource_id => 'paused')});
+my $in_time = schedule($node, q{'note', delay => '30 s'});
+wait_for_scan();
+set_clock(-1);
+sql($node, 'SELECT tasksched.resume_scheduler()');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'paused' AND status = 'complete'}, 2500,
+	'back: what was due before runs at once');
+is(status_of($node, $in_time), 'scheduled', 'back: what has a time of its own waits for it');
 set_clock(2);
 wait_for_status($node, $due, 'complete', 'forward again: what was not due any more runs');
 
