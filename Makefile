@@ -23,14 +23,14 @@ ISOLATION_OPTS = --inputdir=. --load-extension=tasksched
 
 PG_CONFIG ?= pg_config
 # These targets install what is missing, pg_config among it.
-ifneq (,$(filter-out test torture demo lint coverage,$(or $(MAKECMDGOALS),all)))
+ifneq (,$(filter-out test torture load demo lint coverage,$(or $(MAKECMDGOALS),all)))
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 endif
 
 $(OBJS): src/compat.h src/tasksched.h tasksched.control
 
-.PHONY: test torture demo lint coverage
+.PHONY: test torture load demo lint coverage
 
 # all tests, in a private server (variables: see test/run)
 test:
@@ -39,6 +39,10 @@ test:
 # all tests; then what of src/ they have executed
 coverage:
 	@COVERAGE=1 bash test/run
+
+# a million tasks, and so on, in a private server
+load:
+	@bash test/load
 
 # faults of all kinds for so many minutes, in a private server
 torture:

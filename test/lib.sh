@@ -23,7 +23,7 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # What the script inside of the workspace may read of its caller's environment.
 PASS_ON=(TERM TESTS REPEAT COVERAGE UPGRADE_FROM PROVE_TESTS PROVE_FLAGS PG_TEST_TIMEOUT_DEFAULT
-	TORTURE_MINUTES TORTURE_SEED TORTURE_CLIENTS)
+	TORTURE_MINUTES TORTURE_SEED TORTURE_CLIENTS LOAD_TASKS LOAD_SESSIONS LOAD_PARAMS_MB LOAD_DEAD)
 
 # For programs that are built with sanitizers. A process of the server frees
 # nothing at its end, and its stack depth is measured on the real stack.
