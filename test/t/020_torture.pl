@@ -626,7 +626,7 @@ sub sql_hit
 	return;
 }
 
-sub kill_postmaster
+sub kill_primary
 {
 	$primary->kill9;
 	my $start = time;
@@ -706,7 +706,7 @@ my %faults = (
 	poison => [ 2, \&poison ],
 	'restart (fast)' => [ 1, sub { restart('fast') } ],
 	'restart (immediate)' => [ 1, sub { restart('immediate') } ],
-	'kill of the postmaster' => [ 1, \&kill_postmaster ],
+	'kill of the postmaster' => [ 1, \&kill_primary ],
 	promotion => [ 1, \&promote ],
 	'DROP/CREATE FUNCTION' => [ 3, \&swap_function ],
 	'replace function' => [ 1, sub { must(one_of(@databases), $swap) } ],
