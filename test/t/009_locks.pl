@@ -316,7 +316,7 @@ open_gate($node, 'shutdown');
 $node->reload;
 waits_for($pid, $idle->pid, 'its worker waits for a locked table');
 waits_for($scheduler, $idle->pid, 'and so does the scheduler');
-$node->restart('fast');
+$node->restart;
 $idle->gone;
 wait_for_status($node, $id, 'complete', 'a fast shutdown ends both, and the task is resumed');
 is(field_of($node, $id, 'launch, crashes'), '2|0', 'in a second launch');
