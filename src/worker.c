@@ -404,6 +404,16 @@ keep_committed(void)
 static void
 xact_callback(XactEvent event, void *arg)
 {
+	if (proc_exit_inprogress)
+	{
+		/*
+		 * The action has come to an end without an outcome.  The server commits once
+		 * more, to drop temporary tables: that is no commit of the action's, and no
+		 * reason to wait for a standby.
+		 */
+		synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
+		return;
+	}
 	if (!current.in_action)
 		return;
 	switch (event)

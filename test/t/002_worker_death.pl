@@ -175,6 +175,41 @@ wait_for_status($node, $task, 'complete', 'it completes');
 is(sql($node, "SELECT launch, first_launch FROM runs WHERE id = '$task'"), '6|f', 'in one launch, not the first');
 
 # ---------------------------------------------------------------------------
+# Terminated at its commit.  The server drops the temporary tables on the way out,
+# in a transaction that is none of the action's.
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE TABLE entries (id uuid);
+CREATE FUNCTION wait_at_commit() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE NOT EXISTS (SELECT FROM gates WHERE gate = 'commit') LOOP
+		PERFORM pg_sleep(0.05);	-- polls inside the action
+	END LOOP;
+	RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER wait_at_commit AFTER INSERT ON entries
+	DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
+CREATE PROCEDURE enter(task tasksched.task)
+LANGUAGE plpgsql AS $$
+BEGIN
+	CREATE TEMPORARY TABLE IF NOT EXISTS work ();
+	COMMIT;
+	INSERT INTO entries VALUES (task.id);
+END $$;
+SELECT tasksched.register_action('enter', 'enter');
+EOT
+$task = schedule($node, q{'enter'});
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^tasksched: enter' AND wait_event = 'PgSleep'},
+	1, 'an action waits in a deferred trigger');
+my $ended = worker_pid($node, $task);
+sql($node, "SELECT pg_terminate_backend($ended)");
+process_gone($ended);
+open_gate($node, 'commit');
+wait_for_status($node, $task, 'complete', 'terminated there, it is resumed');
+is(sql($node, "SELECT launch, (SELECT count(*) FROM entries) FROM tasksched.get_task('$task')"), '2|1', 'and its effects and its outcome come together');
+
+# ---------------------------------------------------------------------------
 # pg_cancel_backend
 # ---------------------------------------------------------------------------
 $task = schedule($node, q{'hold', 'interrupted'});
