@@ -537,8 +537,9 @@ find_live(const pg_uuid_t *id, ItemPointer place)
  * place.
  */
 static uint64
-change_live(StoreQuery q, Args *args, const pg_uuid_t *id)
+change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
 {
+	Args		with_place = *args;
 	ItemPointerData place;
 	ItemPointerData before;
 	bool		first = true;
@@ -546,10 +547,10 @@ change_live(StoreQuery q, Args *args, const pg_uuid_t *id)
 
 	tasksched_store_check_extension();
 	ItemPointerSetInvalid(&place);
-	add_pointer(args, &place);
+	add_pointer(&with_place, &place);
 	while (n == 0 && find_live(id, &place) && (first || !ItemPointerEquals(&place, &before)))
 	{
-		n = execute(q, args);
+		n = execute(q, &with_place);
 		before = place;			/* if it has moved meanwhile, look again */
 		first = false;
 	}
