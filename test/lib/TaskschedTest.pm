@@ -463,15 +463,16 @@ sub ready_since
 }
 
 # At the end of a test: nothing in the server's log that must never be there.
-# Options: signals, how many processes were killed by signals on purpose.
+# Options: signals, how many processes were killed by signals on purpose;
+# except, what lines are the server's own doing.
 sub check_log
 {
 	my ($node, %opt) = @_;
 	my $log = slurp_file($node->logfile);
 	my @bad = grep
 	{
-		/PANIC|TRAP:|internal error| XX\d\d\d |WARNING: .*( leak|problem in alloc set|write past chunk)/
-	} split /\n/, $log;
+		/PANIC|TRAP:|internal error| XX\d\d\d (ERROR|FATAL|WARNING|LOG):|WARNING: .*( leak|problem in alloc set|write past chunk)/
+	} grep { !$opt{except} || $_ !~ $opt{except} } split /\n/, $log;
 	my @signals = $log =~ /^(.*was terminated by signal.*)$/mg;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
