@@ -388,6 +388,20 @@ task_is_active(const pg_uuid_t *id, const char *hint)
 			 errhint("%s", hint)));
 }
 
+/*
+ * A task has just changed its status, so it has to be looked at again; in vain
+ * if the transaction's snapshot goes on to show what was before.
+ */
+static void
+before_next_look(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update")));
+}
+
 /* Check the arguments of update_task() and read them */
 static void
 read_update(FunctionCallInfo fcinfo, bool own, Outcome *change)
@@ -442,7 +456,6 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("update_task()");
 	while (tasksched_store_lookup(id, false, &task))
 	{
-		CHECK_FOR_INTERRUPTS();
 		if (task.status == STATUS_ACTIVE)
 			task_is_active(id, _("Use cancel_task() to stop it."));
 		if (task.status != STATUS_SCHEDULED)
@@ -450,7 +463,7 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 		tasksched_wake_at_end(WAKE_DUE, Min(task.run_at, change.run_at));
 		if (tasksched_store_update_scheduled(id, &change))
 			PG_RETURN_BOOL(true);
-		/* it has just changed its status: look again */
+		before_next_look();
 	}
 	PG_RETURN_BOOL(false);
 }
@@ -465,13 +478,13 @@ tasksched_delete_task(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("delete_task()");
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
 	{
-		CHECK_FOR_INTERRUPTS();
 		if (task.status == STATUS_ACTIVE)
 			task_is_active(id, _("Use cancel_task() first."));
 		if (task.status == STATUS_SCHEDULED)
 			tasksched_wake_at_end(WAKE_DUE, task.run_at);
 		if (tasksched_store_delete(id))
 			PG_RETURN_BOOL(true);
+		before_next_look();
 	}
 	PG_RETURN_BOOL(false);
 }
@@ -492,12 +505,12 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("cancel_task()");
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
 	{
-		CHECK_FOR_INTERRUPTS();
 		if (task.status != STATUS_SCHEDULED && task.status != STATUS_ACTIVE)
 			break;
 		tasksched_wake_at_end(WAKE_DUE | WAKE_CHECK, task.run_at);
 		if (tasksched_store_cancel(id))
 			PG_RETURN_BOOL(true);
+		before_next_look();
 	}
 	PG_RETURN_BOOL(false);
 }
