@@ -31,6 +31,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
@@ -531,7 +532,7 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 	Oid			types[2];
 	char	   *sql = call_text(action, nargs, types);
 	ParamListInfo params = makeParamList(nargs);
-	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+	Tuplestorestate *store;
 	DestReceiver *dest = CreateTuplestoreDestReceiver();
 	Portal		portal;
 	QueryCompletion qc;
@@ -543,6 +544,8 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = types[i];
 	}
+	/* all in memory: a file would be owned by a transaction that may have ended */
+	store = tuplestore_begin_heap(false, false, MAX_KILOBYTES);
 	SetTuplestoreDestReceiverParams(dest, store, cxt, true, NULL, NULL);
 
 	portal = CreatePortal("", true, true);

@@ -464,6 +464,21 @@ foreach my $action ('staging', 'checkpoints')
 	wait_for_status($node, $id, 'complete', "$action: a megabyte, hundreds of times");
 	cmp_ok(field_of($node, $id, 'result'), '<', 8_000_000, "$action: takes a few megabytes of memory");
 }
+
+# what a procedure returns after a COMMIT, however large, belongs to no transaction
+sql($node, <<'EOT');
+CREATE PROCEDURE commit_and_return(INOUT result jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+	COMMIT;
+	result := to_jsonb(repeat('x', 10000000));
+END $$;
+SELECT tasksched.register_action('commit_and_return', 'public.commit_and_return');
+EOT
+my $position = log_position($node);
+$id = schedule($node, q{'commit_and_return'});
+wait_for_status($node, $id, 'complete', 'a procedure that returns ten megabytes after a COMMIT');
+is(field_of($node, $id, 'length(result::text)'), 10000002, 'which are stored');
+unlike(log_since($node, $position), qr/WARNING/, 'and nothing leaks');
 # a deferred trigger belongs to the action
 sql($node, <<'EOT');
 CREATE TABLE deferred (id uuid);
