@@ -427,6 +427,8 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 			while (current.staged != NULL)
 				pop_staged();
+			/* a procedure may catch an error of ours in its COMMIT, and go on */
+			current.bookkeeping = false;
 			break;
 		default:
 			break;
@@ -593,6 +595,7 @@ store_failure(ErrorData *edata)
 static void
 handle_error(void)
 {
+	bool		bookkeeping = current.bookkeeping;
 	ErrorData  *edata = recover();
 
 	if (current.superseded)
@@ -602,7 +605,7 @@ handle_error(void)
 	 * An error in our own statements does not fail the task, unless it is a
 	 * conflict between transactions, which may be the action's.
 	 */
-	if (current.bookkeeping &&
+	if (bookkeeping &&
 		ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK)
 	{
 		tasksched_slot_end(END_BOOKKEEPING);
