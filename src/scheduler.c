@@ -799,19 +799,13 @@ look_up_blocked(Round *round, const Candidate *c)
 	return note;
 }
 
-/* An idle worker of the owner that is not taken yet in this round; or -1 */
+/* An idle worker of the owner, in this round's view of the slots; or -1 */
 static int
-find_idle(const Round *round, Oid owner)
+find_idle(Oid owner)
 {
 	for (int i = 0; i < nslots; i++)
 	{
-		bool		taken = false;
-
-		if (slots[i].state != SLOT_IDLE || slots[i].owner != owner || slots[i].quit)
-			continue;
-		for (int j = 0; j < round->nchosen && !taken; j++)
-			taken = round->slots[j] == i;
-		if (!taken)
+		if (slots[i].state == SLOT_IDLE && slots[i].owner == owner && !slots[i].quit)
 			return i;
 	}
 	return -1;
@@ -852,12 +846,13 @@ consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
 		return true;
 	}
 	round->capacity--;
-	slot = find_idle(round, c->owner);
+	slot = find_idle(c->owner);
 	if (slot >= 0 && c->run_at <= now)
 	{
 		round->ids[round->nchosen] = c->id;
 		round->notes[round->nchosen] = note;
 		round->slots[round->nchosen++] = slot;
+		slots[slot].state = SLOT_READY; /* taken: nobody else's, nor to be dismissed */
 		return true;
 	}
 	if (c->run_at > now)
@@ -910,25 +905,33 @@ look_through(Round *round, Queue *queue, TimestampTz now)
 		queue->future = tasksched_store_next_due(queue->priority, now + LEAD_US);
 }
 
+static const TaskRef *
+find_claimed(const TaskRef *claimed, int n, const pg_uuid_t *id)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (same_task(&claimed[i].id, id))
+			return &claimed[i];
+	}
+	return NULL;
+}
+
 /* Hand the claimed tasks to their workers */
 static void
 hand_over(const Round *round, const TaskRef *claimed, int n)
 {
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < round->nchosen; i++)
 	{
-		for (int j = 0; j < round->nchosen; j++)
-		{
-			int			slot = round->slots[j];
+		int			slot = round->slots[i];
+		const TaskRef *task = find_claimed(claimed, n, &round->ids[i]);
 
-			if (!same_task(&round->ids[j], &claimed[i].id))
-				continue;
-			if (tasksched_slot_assign(slot, slots[slot].generation, &claimed[i],
-									  round->notes[j]->action, &round->notes[j]->function))
-				slots[slot].state = SLOT_READY;
-			else
-				(void) put_back(&claimed[i], END_STALE, false);
-			break;
-		}
+		if (task != NULL &&
+			tasksched_slot_assign(slot, slots[slot].generation, task,
+								  round->notes[i]->action, &round->notes[i]->function))
+			continue;
+		slots[slot].state = SLOT_IDLE;
+		if (task != NULL)
+			(void) put_back(task, END_STALE, false);
 	}
 }
 

@@ -120,6 +120,22 @@ wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = '
 $node->append_conf('postgresql.conf', "tasksched.worker_idle_timeout = '1min'\ntasksched.max_running_tasks = 2\n");
 $node->reload;
 wait_value($node, 'SELECT max_running FROM tasksched.status', 2, 'max_running_tasks = 2');
+
+# a task that has found an idle worker keeps it, though another role needs room
+@ids = map { schedule($node, q{'hold', 'pair'}) } 1 .. 2;
+wait_for_running($node, \@ids, 'two workers');
+open_gate($node, 'pair');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'pair' AND status = 'complete'}, 2, 'are idle');
+my $idle = join(',', pids_of($node, 'tasksched worker', 'postgres'));
+sql($node, 'SELECT tasksched.pause_scheduler()');
+wait_value($node, 'SELECT state FROM tasksched.status', 'paused', 'paused');
+$id = schedule($node, q{'note'});
+my $others = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('note')});
+sql($node, 'SELECT tasksched.resume_scheduler()');
+wait_for_status($node, $_, 'complete', 'two roles have a task each') foreach ($id, $others);
+is(sql($node, "SELECT pid IN ($idle) FROM runs WHERE id = '$id'"), 't', 'the one with idle workers in one of them');
+is(sql($node, "SELECT pid IN ($idle) FROM runs WHERE id = '$others'"), 'f', 'the other in place of one');
+
 sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{5}'), resource_id => 'limit')});
 wait_value($node, 'SELECT running FROM tasksched.status', 2, 'two run');
 is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}), 2, 'and no more are active');
