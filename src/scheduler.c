@@ -74,6 +74,9 @@
 #define INTERRUPT_AGAIN_US USECS_PER_SEC
 #define INTERRUPTS_BEFORE_TERMINATE 3
 
+/* An owner whose workers failed is remembered for so long after it might be tried again */
+#define FAILING_KEPT_US USECS_PER_HOUR
+
 /* Retry after an error, or of a row that somebody holds */
 #define ERROR_RETRY_MAX 6
 #define LOCKED_RETRY_US USECS_PER_SEC
@@ -102,7 +105,7 @@ typedef struct SlotNote
 /* An owner whose workers fail to start */
 typedef struct FailingOwner
 {
-	Oid			owner;			/* InvalidOid = free */
+	Oid			owner;			/* hash key */
 	int			failures;
 	TimestampTz not_before;
 } FailingOwner;
@@ -119,7 +122,7 @@ static Oid	extension;			/* its OID when we started */
 static Queue *queues;
 static int	nqueues;
 static SlotNote *notes;
-static FailingOwner failing[MAX_FAILING_OWNERS];
+static HTAB *failing;
 static HTAB *stuck;
 
 static TimestampTz last_scan = 0;
@@ -265,36 +268,51 @@ anything_due(void)
 static FailingOwner *
 find_failing(Oid owner)
 {
-	for (int i = 0; i < MAX_FAILING_OWNERS; i++)
-	{
-		if (failing[i].owner == owner)
-			return &failing[i];
-	}
-	return NULL;
+	return hash_search(failing, &owner, HASH_FIND, NULL);
+}
+
+/* Is it too early to try again? */
+static bool
+must_wait(const FailingOwner *entry, TimestampTz now)
+{
+	return tasksched_is_ahead(entry->not_before, now, tasksched_setback_delay(entry->failures));
 }
 
 /* A worker of this owner is there, or has ended before it was */
 static void
 note_start(Oid owner, bool success)
 {
-	FailingOwner *entry = find_failing(owner);
 	TimestampTz now = GetCurrentTimestamp();
+	FailingOwner *entry;
+	bool		found;
 
 	if (success)
 	{
-		if (entry != NULL)
-			entry->owner = InvalidOid;
+		(void) hash_search(failing, &owner, HASH_REMOVE, NULL);
 		return;
 	}
-	if (entry == NULL)
-		entry = find_failing(InvalidOid);
-	if (entry == NULL)
-		entry = &failing[0];	/* so many: the oldest tries again early */
-	if (entry->owner != owner)
+	entry = hash_search(failing, &owner, HASH_ENTER, &found);
+	if (!found)
 		entry->failures = 0;
-	entry->owner = owner;
+	else if (must_wait(entry, now))
+		return;					/* several were started at once: they failed once */
 	entry->failures++;
 	entry->not_before = now + tasksched_setback_delay(entry->failures);
+}
+
+/* Forget the owners that have not been tried again for long: they have no tasks */
+static void
+forget_failing(TimestampTz now)
+{
+	HASH_SEQ_STATUS seq;
+	FailingOwner *entry;
+
+	hash_seq_init(&seq, failing);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+	{
+		if (now - entry->not_before > FAILING_KEPT_US)
+			(void) hash_search(failing, &entry->owner, HASH_REMOVE, NULL);
+	}
 }
 
 static void
@@ -726,6 +744,7 @@ scan(void)
 
 	check_superseded();
 	warn_of_stuck();
+	forget_failing(GetCurrentTimestamp());
 
 	tasksched_begin();
 	MemoryContextSwitchTo(round_cxt);
@@ -835,18 +854,16 @@ consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
 {
 	const BlockedNote *note = look_up_blocked(round, c);
 	FailingOwner *fails = find_failing(c->owner);
-	int			slot;
+	int			slot = find_idle(c->owner);
 
 	if (note->blocked)
 		return true;			/* the next scan looks again */
-	if (fails != NULL &&
-		tasksched_is_ahead(fails->not_before, now, tasksched_setback_delay(fails->failures)))
+	if (slot < 0 && fails != NULL && must_wait(fails, now))
 	{
 		revisit_at = Min(revisit_at, fails->not_before);
 		return true;
 	}
 	round->capacity--;
-	slot = find_idle(c->owner);
 	if (slot >= 0 && c->run_at <= now)
 	{
 		round->ids[round->nchosen] = c->id;
@@ -954,7 +971,8 @@ start_workers(const Round *round)
 	for (int i = 0; i < round->ndemands; i++)
 	{
 		Demand	   *demand = &round->demands[i];
-		int			missing = demand->wanted;
+		/* if the last one has failed, one will do to find out */
+		int			missing = find_failing(demand->owner) ? 1 : demand->wanted;
 
 		for (int j = 0; j < nslots; j++)
 			missing -= slots[j].state == SLOT_STARTING && slots[j].owner == demand->owner;
@@ -1029,10 +1047,17 @@ claim(void)
 static void
 report(void)
 {
-	Oid			owners[MAX_FAILING_OWNERS];
+	Oid			owners[MAX_FAILING_OWNERS] = {0};
+	int			n = 0;
+	HASH_SEQ_STATUS seq;
+	FailingOwner *entry;
 
-	for (int i = 0; i < MAX_FAILING_OWNERS; i++)
-		owners[i] = failing[i].owner;
+	hash_seq_init(&seq, failing);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+	{
+		if (n < MAX_FAILING_OWNERS)
+			owners[n++] = entry->owner;
+	}
 	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan, paused, lack, owners);
 }
 
@@ -1186,14 +1211,16 @@ pin_settings(void)
 static void
 initialize(void)
 {
-	HASHCTL		ctl = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(StuckNote)};
+	HASHCTL		stuck_ctl = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(StuckNote)};
+	HASHCTL		failing_ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(FailingOwner)};
 	TimestampTz ignored;
 
 	pin_settings();
 	queue_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched queues", ALLOCSET_SMALL_SIZES);
 	round_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched round", ALLOCSET_DEFAULT_SIZES);
 	notes = MemoryContextAllocZero(TopMemoryContext, tasksched_slot_count() * sizeof(SlotNote));
-	stuck = hash_create("tasksched stuck tasks", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	stuck = hash_create("tasksched stuck tasks", 16, &stuck_ctl, HASH_ELEM | HASH_BLOBS);
+	failing = hash_create("tasksched failing owners", 16, &failing_ctl, HASH_ELEM | HASH_BLOBS);
 	reset_queues(NULL, 0);
 	last_busy = GetCurrentTimestamp();
 

@@ -200,7 +200,7 @@ typedef struct TaskDatabase
 	TimestampTz last_scan;		/* 0 = none yet */
 	bool		paused;
 	Lack		lack;			/* the launcher tells, too, if no scheduler can start */
-	Oid			failing_owners[MAX_FAILING_OWNERS]; /* whose workers can't start */
+	Oid			failing_owners[MAX_FAILING_OWNERS]; /* some whose workers can't start */
 	char		last_error[LAST_ERROR_LEN];
 } TaskDatabase;
 
