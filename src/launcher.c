@@ -85,6 +85,17 @@ find_known(Oid dboid)
 	return NULL;
 }
 
+static const TaskDatabase *
+find_info(const TaskDatabase *infos, int n, Oid dboid)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (infos[i].dboid == dboid)
+			return &infos[i];
+	}
+	return NULL;
+}
+
 static void
 add_known(Oid dboid)
 {
@@ -149,6 +160,10 @@ read_databases(void)
 		tasksched_database_forget(infos[i].dboid, false);
 		tasksched_slots_quit(infos[i].dboid, InvalidOid, false);
 	}
+
+	/* while there is no room for more, nobody can say that a database has the extension */
+	for (int i = 0; i < nknown && n == TASKSCHED_MAX_DATABASES; i++)
+		known[i].probed = known[i].probed && find_info(infos, n, known[i].dboid) != NULL;
 	pfree(infos);
 }
 
@@ -166,7 +181,11 @@ start_scheduler(KnownDatabase *db, bool net)
 	MemoryContext old;
 	bool		ok;
 
-	tasksched_database_expect(db->dboid);
+	if (!tasksched_database_expect(db->dboid))
+	{
+		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTART_MAX_MS);
+		return true;			/* there may be room then */
+	}
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
@@ -280,17 +299,6 @@ static bool
 is_running(KnownDatabase *db, const TaskDatabase *info)
 {
 	return db->scheduler != NULL || (info != NULL && info->pid != 0);
-}
-
-static const TaskDatabase *
-find_info(const TaskDatabase *infos, int n, Oid dboid)
-{
-	for (int i = 0; i < n; i++)
-	{
-		if (infos[i].dboid == dboid)
-			return &infos[i];
-	}
-	return NULL;
 }
 
 /* ----------

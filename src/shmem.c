@@ -44,9 +44,6 @@
 #include "compat.h"
 #include "tasksched.h"
 
-/* Databases that can have the extension at the same time */
-#define MAX_DATABASES 1024
-
 /* Waiters sleep on the condition variable that their task's id hashes to */
 #define WAITER_BUCKETS 64
 
@@ -65,8 +62,9 @@ typedef struct TaskSharedState
 	TimestampTz shortage_until;	/* background workers were short lately */
 	TimestampTz shortage_logged;
 	TimestampTz no_process_logged;
+	TimestampTz no_room_logged;
 
-	TaskDatabase databases[MAX_DATABASES];
+	TaskDatabase databases[TASKSCHED_MAX_DATABASES];
 	ConditionVariable waiters[WAITER_BUCKETS];
 	TaskSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } TaskSharedState;
@@ -178,7 +176,7 @@ shmem_startup(void)
 
 	memset(shared, 0, shmem_size());
 	shared->lock = &GetNamedLWLockTranche("tasksched")->lock;
-	for (int i = 0; i < MAX_DATABASES; i++)
+	for (int i = 0; i < TASKSCHED_MAX_DATABASES; i++)
 	{
 		pg_atomic_init_u32(&shared->databases[i].wake, 0);
 		pg_atomic_init_u64(&shared->databases[i].wake_run_at, DT_NOEND);
@@ -362,7 +360,7 @@ static TaskDatabase *
 find_database(Oid dboid)
 {
 	Assert(LWLockHeldByMe(shared->lock));
-	for (int i = 0; i < MAX_DATABASES; i++)
+	for (int i = 0; i < TASKSCHED_MAX_DATABASES; i++)
 	{
 		if (shared->databases[i].dboid == dboid)
 			return &shared->databases[i];
@@ -483,17 +481,30 @@ database_detach(int code, Datum arg)
 	LWLockRelease(shared->lock);
 }
 
-/* In the launcher: a scheduler is about to be started; "came" will say whether it was */
-void
+/*
+ * In the launcher: a scheduler is about to be started; "came" will say whether
+ * it was.  False if there is no room for one more database.
+ */
+bool
 tasksched_database_expect(Oid dboid)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	TaskDatabase *db;
+	bool		tell = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	db = find_or_create_database(dboid);
 	if (db != NULL)
 		db->came = false;
+	else
+		tell = may_log(&shared->no_room_logged, now);
 	LWLockRelease(shared->lock);
+
+	if (tell)
+		ereport(LOG,
+				(errmsg("tasksched has no room for another database"),
+				 errdetail("The tasks of at most %d databases can be run.", TASKSCHED_MAX_DATABASES)));
+	return db != NULL;
 }
 
 /* In the launcher: why no scheduler could be started */
@@ -719,7 +730,7 @@ tasksched_databases_copy(int *n)
 	int			count = 0;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	for (int i = 0; i < MAX_DATABASES; i++)
+	for (int i = 0; i < TASKSCHED_MAX_DATABASES; i++)
 		count += OidIsValid(shared->databases[i].dboid);
 	LWLockRelease(shared->lock);
 
@@ -727,7 +738,7 @@ tasksched_databases_copy(int *n)
 	copy = palloc(Max(count, 1) * sizeof(TaskDatabase));
 	*n = 0;
 	LWLockAcquire(shared->lock, LW_SHARED);
-	for (int i = 0; i < MAX_DATABASES && *n < count; i++)
+	for (int i = 0; i < TASKSCHED_MAX_DATABASES && *n < count; i++)
 	{
 		if (OidIsValid(shared->databases[i].dboid))
 			memcpy(&copy[(*n)++], &shared->databases[i], sizeof(TaskDatabase));

@@ -173,6 +173,9 @@ typedef enum Lack
 	LACK_PROCESS				/* the server could not start one */
 } Lack;
 
+/* Databases that can have the extension at the same time */
+#define TASKSCHED_MAX_DATABASES 1024
+
 #define MAX_FAILING_OWNERS 8
 #define LAST_ERROR_LEN 256
 
@@ -212,7 +215,7 @@ extern bool tasksched_launcher_take_new_databases(void);
 extern void tasksched_launcher_wake(bool new_databases);
 
 extern void tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at);
-extern void tasksched_database_expect(Oid dboid);
+extern bool tasksched_database_expect(Oid dboid);
 extern void tasksched_database_set_lack(Oid dboid, Lack lack);
 extern bool tasksched_database_attach(Oid dboid);
 extern int	tasksched_database_take_wake(TimestampTz *run_at);
