@@ -190,6 +190,78 @@ CALL run('subtransactions');
 SELECT what FROM ledger ORDER BY n;
 TRUNCATE ledger;
 
+-- what a subtransaction commits is its parent's from then on, and goes with that one
+CREATE FUNCTION staged_now() RETURNS text LANGUAGE sql STABLE
+AS $$ SELECT format('%s %s %s', status, result, error) FROM tasksched.current_task() $$;
+CREATE FUNCTION nested(task tasksched.task) RETURNS void LANGUAGE plpgsql
+AS $$
+DECLARE
+	seen text[];	-- which no abort takes back
+BEGIN
+	-- nothing staged outside of it, so there is nothing to fall back to
+	BEGIN
+		BEGIN
+			BEGIN
+				PERFORM tasksched.update_task(task.id, status => 'scheduled', run_at => 'tomorrow', result => '1', error => 'one');
+			EXCEPTION WHEN undefined_table THEN
+			END;
+			seen := seen || ('one level up: ' || staged_now());
+			BEGIN
+				PERFORM tasksched.update_task(task.id, result => '2', error => 'two');
+				PERFORM tasksched.update_task(task.id, result => '3');
+				RAISE division_by_zero;
+			EXCEPTION WHEN division_by_zero THEN
+				seen := seen || ('aborted: ' || staged_now());
+			END;
+		EXCEPTION WHEN undefined_table THEN
+		END;
+		seen := seen || ('two levels up: ' || staged_now());
+		RAISE division_by_zero;
+	EXCEPTION WHEN division_by_zero THEN
+		seen := seen || ('all aborted: ' || staged_now());
+	END;
+	-- each replaces what the one outside has staged
+	PERFORM tasksched.update_task(task.id, result => '4', error => 'four');
+	BEGIN
+		PERFORM tasksched.update_task(task.id, result => '5');
+		BEGIN
+			PERFORM tasksched.update_task(task.id, result => '6', error => 'six');
+		EXCEPTION WHEN undefined_table THEN
+		END;
+		seen := seen || ('committed: ' || staged_now());
+		PERFORM tasksched.update_task(task.id, result => '7');
+	EXCEPTION WHEN undefined_table THEN
+	END;
+	seen := seen || ('all committed: ' || staged_now());
+	INSERT INTO ledger (what) SELECT unnest(seen);
+END $$;
+CALL run('nested');
+SELECT what FROM ledger ORDER BY n;
+TRUNCATE ledger;
+
+-- what a procedure has committed is what a subtransaction falls back to
+CREATE PROCEDURE nested_after_commit(task tasksched.task) LANGUAGE plpgsql
+AS $$
+BEGIN
+	FOR i IN 1 .. 2 LOOP
+		BEGIN
+			PERFORM tasksched.update_task(task.id, result => to_jsonb(i), error => 'step ' || i);
+		EXCEPTION WHEN undefined_table THEN
+		END;
+		COMMIT;
+		BEGIN
+			PERFORM tasksched.update_task(task.id, result => '"lost"', error => 'lost');
+			RAISE division_by_zero;
+		EXCEPTION WHEN division_by_zero THEN
+			INSERT INTO ledger (what) VALUES ('aborted: ' || staged_now());
+		END;
+	END LOOP;
+	PERFORM tasksched.update_task(task.id, result => '"last"');
+END $$;
+CALL run('nested_after_commit');
+SELECT what FROM ledger ORDER BY n;
+TRUNCATE ledger;
+
 -- a checkpoint is durable once a procedure has committed it, and not before
 CREATE PROCEDURE checkpoints(task tasksched.task, first_launch boolean) LANGUAGE plpgsql
 AS $$

@@ -400,6 +400,25 @@ SELECT count(*) FROM (SELECT owner FROM tasksched.tasks GROUP BY owner ORDER BY 
 SELECT v[1] OPERATOR(tasksched.<) v[2], v[1] OPERATOR(tasksched.<=) v[1], v[2] OPERATOR(tasksched.>) v[1],
 	v[2] OPERATOR(tasksched.>=) v[2], v[1] OPERATOR(tasksched.=) v[2], v[1] OPERATOR(tasksched.<>) v[2]
 FROM (SELECT '{a,b}'::tasksched.task_owner[] v) x;
+-- a role equals an unknown one of its name, also when they are hashed
+CREATE TABLE owners (owner tasksched.task_owner);
+INSERT INTO owners VALUES ('regress_ts_late'), ('regress_ts_never');
+CREATE ROLE regress_ts_late;
+INSERT INTO owners VALUES ('regress_ts_late');
+SET enable_sort = off;
+SELECT count(*) FROM (SELECT DISTINCT owner FROM owners) o;
+RESET enable_sort;
+SET enable_hashagg = off;
+SELECT count(*) FROM (SELECT DISTINCT owner FROM owners) o;
+RESET enable_hashagg;
+-- in binary form it is its name, which is looked up by who reads it
+SELECT owner, owner::oid <> 0 AS known FROM owners ORDER BY owner, known;
+\copy owners TO 'results/owners.data' (FORMAT binary)
+TRUNCATE owners;
+\copy owners FROM 'results/owners.data' (FORMAT binary)
+SELECT owner, owner::oid <> 0 AS known FROM owners ORDER BY owner;
+DROP TABLE owners;
+DROP ROLE regress_ts_late;
 
 --
 -- adopt_tasks: tasks of another installation, or of another database, are held
