@@ -286,6 +286,48 @@ wait_for_status($node, $locked, 'complete', 'the culprit completes once its row 
 is(field_of($node, $locked, 'launch, crashes, attempt'), '2|1|1', 'and its crash is counted');
 
 # ---------------------------------------------------------------------------
+# A task is cancelled, or deleted by a superuser, and no interrupt comes, since the
+# scheduler stands: the action's next commit finds out, also one of a procedure's
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE PROCEDURE with_commits(task tasksched.task, first_launch boolean)
+LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.leave_row(task, first_launch);
+	PERFORM tasksched.update_task(task.id, result => '1');
+	COMMIT;
+	PERFORM public.leave_row(task, first_launch);
+	PERFORM tasksched.update_task(task.id, result => '2');
+	PERFORM public.fault_pass('in action');
+	COMMIT;
+	PERFORM public.leave_row(task, first_launch);
+END $$;
+SELECT tasksched.register_action('with_commits', 'public.with_commits');
+EOT
+foreach my $case (
+	[ 'once', q{SELECT tasksched.cancel_task('%s')}, 'cancelled|1|', 0 ],
+	[ 'once', q{DELETE FROM tasksched.live WHERE id = '%s'}, '', 0 ],
+	[ 'with_commits', q{SELECT tasksched.cancel_task('%s')}, 'cancelled|1|1', 1 ],
+	[ 'with_commits', q{DELETE FROM tasksched.live WHERE id = '%s'}, '', 1 ])
+{
+	my ($action, $how, $expected, $rows) = @$case;
+	my $name = "$action, " . sprintf($how, '...');
+	my $position = log_position($node);
+
+	my $task = sql($node, "SELECT tasksched.schedule_task('$action') FROM fault_arm('in action', 'stop')");
+	wait_for_stop('in action');
+	sql($node, q{SELECT tasksched.resume_scheduler() FROM fault_arm('tasks reaped', 'stop')});
+	wait_for_stop('tasks reaped');
+	sql($node, sprintf($how, $task));
+	sql($node, q{SELECT fault_release('in action')});
+	wait_for_log($node, qr/57014 ERROR: .*task $task was cancelled or deleted while its action ran/, $position, "$name: a commit finds out");
+	sql($node, q{SELECT fault_release('tasks reaped')});
+	wait_until($node, 'SELECT ' . neighbours_run(), "$name: nothing but the neighbours runs");
+	is(field_of($node, $task, 'status, launch, result'), $expected, "$name: that is how it stays");
+	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$task'"), $rows, "$name: no effects but those of commits before");
+}
+
+# ---------------------------------------------------------------------------
 # The neighbours have seen all that, and have counted nothing
 # ---------------------------------------------------------------------------
 wait_until($node, 'SELECT ' . neighbours_run(), 'the neighbours run, the locked one too');
