@@ -286,6 +286,23 @@ wait_for_status($node, $locked, 'complete', 'the culprit completes once its row 
 is(field_of($node, $locked, 'launch, crashes, attempt'), '2|1|1', 'and its crash is counted');
 
 # ---------------------------------------------------------------------------
+# The workers of a role fail to start, again and again: its task waits, and it can
+# be read why; the tasks of others run
+# ---------------------------------------------------------------------------
+sql($node, q{CREATE ROLE unlucky; SELECT tasksched.grant_usage('unlucky')});
+my $position = log_position($node);
+my $unlucky = sql($node, q{SELECT fault_arm('worker attached', 'error'); SET ROLE unlucky; SELECT tasksched.schedule_task('note')}) =~ s/\s//gr;
+wait_for_log($node, qr/fault at point "worker attached"/, $position, 'a worker fails to start');
+wait_value($node, "SELECT reason FROM fault_arm('worker attached', 'error'), tasksched.blocked_tasks WHERE id = '$unlucky'",
+	'workers of the role that owns the task fail to start; see the server log', 'blocked_tasks says so');
+wait_for_log($node, qr/(fault at point "worker attached".*){2}/s, $position, 'so does the next one');
+sql($node, q{SELECT fault_release('worker attached')});
+wait_for_status($node, schedule($node, q{'note'}), 'complete', 'the task of another role runs');
+wait_for_status($node, $unlucky, 'complete', 'as soon as a worker can start, the task runs');
+is(field_of($node, $unlucky, 'launch, attempt, crashes'), '1|1|0', 'in its first launch');
+is(sql($node, 'SELECT count(*) FROM tasksched.blocked_tasks'), 0, 'nothing is held up any more');
+
+# ---------------------------------------------------------------------------
 # A task is cancelled, or deleted by a superuser, and no interrupt comes, since the
 # scheduler stands: the action's next commit finds out, also one of a procedure's
 # ---------------------------------------------------------------------------
