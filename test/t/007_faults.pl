@@ -284,6 +284,7 @@ $launch++;
 open_gate($node, 'locked');
 wait_for_status($node, $locked, 'complete', 'the culprit completes once its row is free');
 is(field_of($node, $locked, 'launch, crashes, attempt'), '2|1|1', 'and its crash is counted');
+wait_until($node, 'SELECT ' . neighbours_run(), 'the neighbours run, the locked one too');
 
 # ---------------------------------------------------------------------------
 # The workers of a role fail to start, again and again: its task waits, and it can
@@ -347,7 +348,6 @@ foreach my $case (
 # ---------------------------------------------------------------------------
 # The neighbours have seen all that, and have counted nothing
 # ---------------------------------------------------------------------------
-wait_until($node, 'SELECT ' . neighbours_run(), 'the neighbours run, the locked one too');
 open_gate($node, 'gate');
 wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'gate' AND status = 'complete'",
 	3, 'they complete');
