@@ -427,8 +427,6 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 			while (current.staged != NULL)
 				pop_staged();
-			/* a procedure may catch an error of ours in its COMMIT, and go on */
-			current.bookkeeping = false;
 			break;
 		default:
 			break;
@@ -595,7 +593,6 @@ store_failure(ErrorData *edata)
 static void
 handle_error(void)
 {
-	bool		bookkeeping = current.bookkeeping;
 	ErrorData  *edata = recover();
 
 	if (current.superseded)
@@ -605,7 +602,7 @@ handle_error(void)
 	 * An error in our own statements does not fail the task, unless it is a
 	 * conflict between transactions, which may be the action's.
 	 */
-	if (bookkeeping &&
+	if (current.bookkeeping &&
 		ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK)
 	{
 		tasksched_slot_end(END_BOOKKEEPING);
