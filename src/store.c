@@ -70,6 +70,9 @@
 #define IS_SCHEDULED "status::text = 'scheduled'"
 #define IS_ACTIVE "status::text = 'active'"
 
+/* See tasksched_next_launch() */
+#define NEXT_LAUNCH "launch % 2147483647 + 1"
+
 /* Whether the role $2 may see a task; $1 is whether it is an admin */
 #define VISIBLE "($1 OR pg_catalog.pg_has_role($2, t.owner::oid, 'USAGE'))"
 
@@ -226,7 +229,7 @@ static const QueryText queries[NUM_QUERIES] = {
 	},
 	[Q_CLAIM] = {
 		/* greatest(): due, in a form that no index can serve either */
-		"UPDATE tasksched.live SET status = 'active', launch = launch + 1, attempt = greatest(attempt, 1), "
+		"UPDATE tasksched.live SET status = 'active', launch = " NEXT_LAUNCH ", attempt = greatest(attempt, 1), "
 		"started_at = coalesce(started_at, $2), updated_at = $2 "
 		"WHERE id = ANY (ARRAY(SELECT id FROM tasksched.live "
 		"WHERE id = ANY ($1) AND " IS_SCHEDULED " AND greatest(run_at, $2) = $2 "
@@ -291,7 +294,8 @@ static const QueryText queries[NUM_QUERIES] = {
 	[Q_STAGE] = {
 		/* $3: go on at once, as the next launch */
 		"UPDATE tasksched.live SET status = CASE WHEN $3 THEN status ELSE 'scheduled' END, "
-		"launch = launch + $3::int, run_at = coalesce($4, run_at), result = coalesce($5, result), "
+		"launch = CASE WHEN $3 THEN " NEXT_LAUNCH " ELSE launch END, "
+		"run_at = coalesce($4, run_at), result = coalesce($5, result), "
 		"error = coalesce($6, error), first_launch = false, setbacks = 0, updated_at = $7 "
 		"WHERE ctid = $8 AND id = $1 AND launch = $2 AND " IS_ACTIVE,
 		{UUIDOID, INT4OID, BOOLOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID, TIDOID}
@@ -1195,7 +1199,7 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	setbacks = DatumGetInt32(result(0, 4, NULL));
 
 	claimed = status == STATUS_ACTIVE && launch == task->launch;
-	claim_lost = server_crashed && launch == task->launch - 1;
+	claim_lost = server_crashed && task->launch == tasksched_next_launch(launch);
 	if (!claimed && !claim_lost)
 	{
 		/* it has an outcome, or passed on to another launch */

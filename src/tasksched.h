@@ -28,6 +28,16 @@ typedef struct TaskRef
 	int32		launch;
 } TaskRef;
 
+/*
+ * The number of the launch after this one, as NEXT_LAUNCH in store.c has it.
+ * After the highest one it begins anew: a task may go on for ever.
+ */
+static inline int32
+tasksched_next_launch(int32 launch)
+{
+	return launch % PG_INT32_MAX + 1;
+}
+
 /* What an action takes and returns */
 typedef enum ActionArgs
 {

@@ -758,7 +758,7 @@ run_launch(Action *action, bool found_now)
 
 	if (!current.superseded && current.outcome.status == STATUS_ACTIVE)
 	{
-		current.ref.launch++;
+		current.ref.launch = tasksched_next_launch(current.ref.launch);
 		tasksched_slot_proceed(&current.ref);
 		return true;
 	}

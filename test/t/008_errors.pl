@@ -222,6 +222,24 @@ foreach my $settings (
 }
 sql($node, 'ALTER ROLE other RESET ALL');
 
+# A task that has gone on for so long that its launches can't be counted any
+# further: at a claim, and at a stage
+sql($node, <<'EOT');
+CREATE FUNCTION go_on(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE sql AS $$
+	SELECT CASE WHEN first_launch THEN tasksched.proceed() ELSE tasksched.complete() END
+$$;
+SELECT tasksched.register_action('go_on', 'go_on');
+EOT
+foreach my $case ([ 2147483647, 2 ], [ 2147483646, 1 ])
+{
+	my ($before, $after) = @$case;
+
+	$id = schedule($node, q{'go_on', delay => '1 day'});
+	sql($node, "UPDATE tasksched.live SET launch = $before WHERE id = '$id'; SELECT tasksched.update_task('$id', run_at => now())");
+	wait_for_status($node, $id, 'complete', "two launches after number $before");
+	is(field_of($node, $id, 'launch, attempt, setbacks'), "$after|1|0", 'the count has begun anew');
+}
+
 # An action that leaves such settings: the reset between two tasks waits for nobody
 is(outcome('SELECT 1'), 'complete|', 'back to the first role');
 $pid = pid_of_last();
