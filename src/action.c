@@ -351,7 +351,7 @@ tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
 	if (!result_null)
 		outcome->result = (Jsonb *) PG_DETOAST_DATUM_COPY(result);
 	if (!error_null)
-		outcome->error = TextDatumGetCString(error);
+		outcome->error = tasksched_error_text(TextDatumGetCString(error));
 	MemoryContextSwitchTo(old);
 }
 

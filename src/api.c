@@ -432,7 +432,7 @@ read_update(FunctionCallInfo fcinfo, bool own, Outcome *change)
 	}
 	if (!PG_ARGISNULL(3))
 		change->result = PG_GETARG_JSONB_P(3);
-	change->error = text_arg(fcinfo, 4);
+	change->error = tasksched_error_text(text_arg(fcinfo, 4));
 }
 
 PG_FUNCTION_INFO_V1(tasksched_update_task);

@@ -133,6 +133,20 @@ is(field_of($node, $last, q{length(error) BETWEEN 1200000 AND 16777216 AND octet
 sql($node, q{ALTER SYSTEM RESET log_min_messages});
 $node->reload;
 wait_value($node, 'SHOW log_min_messages', 'warning', 'and so on');
+sql($node, <<'EOT');
+CREATE FUNCTION long_error(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE plpgsql AS $$
+BEGIN
+	IF first_launch THEN
+		PERFORM tasksched.update_task(task.id, error => repeat('m', 20000000));
+		RETURN tasksched.reschedule();
+	END IF;
+	RETURN tasksched.fail(length(task.error) || task.error);
+END $$;
+SELECT tasksched.register_action('long_error', 'long_error');
+EOT
+my $long = schedule($node, q{'long_error'});
+wait_for_status($node, $long, 'failed', 'an endless error of update_task() and of fail()');
+is(field_of($node, $long, q{error = '16777216' || repeat('m', 16777208)}), 't', 'is cut each time');
 
 # locks
 my $session = TaskschedSession->new($node);
