@@ -43,7 +43,7 @@
 /* A scheduler is started so long before its next due time */
 #define START_AHEAD_MS 1000
 
-/* How long a database's turn lasts if others wait, and how often to try */
+/* How long a database's turn lasts at most if others wait, and how often to try */
 #define TURN_MS 2000
 #define TURN_RETRY_MS 200
 
@@ -342,6 +342,7 @@ take_turns(const TaskDatabase *infos, int n, TimestampTz now)
 
 	over = holder == NULL ||
 		(!is_running(holder, holder_info) && wanted_at(holder, holder_info) > now) ||
+		(holder_info != NULL && holder_info->pid != 0 && !holder_info->busy) ||
 		TimestampDifferenceExceeds(turn_started, now, TURN_MS);
 	if (over && next != NULL)
 	{

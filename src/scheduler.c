@@ -1044,6 +1044,19 @@ claim(void)
  * ----------
  */
 
+static bool
+is_launching(void)
+{
+	return tasksched_enabled && !paused && anything_due();
+}
+
+/* Is there more than idle workers? */
+static bool
+is_busy(void)
+{
+	return is_launching() || count_slots(SLOT_FREE) + count_slots(SLOT_IDLE) < nslots;
+}
+
 static void
 report(void)
 {
@@ -1058,7 +1071,8 @@ report(void)
 		if (n < MAX_FAILING_OWNERS)
 			owners[n++] = entry->owner;
 	}
-	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan, paused, lack, owners);
+	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan,
+							  is_busy(), paused, lack, owners);
 }
 
 /* One round */
@@ -1116,16 +1130,15 @@ static void
 check_exit(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		launching = tasksched_enabled && !paused && anything_due();
 
-	if (launching || count_slots(SLOT_FREE) < nslots)
+	if (is_launching() || count_slots(SLOT_FREE) < nslots)
 		last_busy = now;
 
 	if (tasksched_database_must_yield())
 	{
 		/* running tasks go on without us, but no worker waits for more */
 		tasksched_slots_quit(MyDatabaseId, InvalidOid, false);
-		if (launching || count_slots(SLOT_FREE) < nslots)
+		if (is_busy())
 			tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
 		exit_cleanly();
 	}

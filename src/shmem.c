@@ -392,6 +392,7 @@ find_or_create_database(Oid dboid)
 	pg_atomic_write_u64(&db->wake_run_at, (uint64) DT_NOEND);
 	db->next_due = DT_NOEND;
 	db->last_scan = 0;
+	db->busy = false;
 	db->paused = false;
 	db->lack = LACK_NOTHING;
 	memset(db->failing_owners, 0, sizeof(db->failing_owners));
@@ -539,6 +540,7 @@ tasksched_database_attach(Oid dboid)
 		db->forget = false;
 		db->clean_exit = false;
 		db->terminated = false;
+		db->busy = true;		/* until it has had a look */
 		my_database = db;
 		result = true;
 	}
@@ -628,12 +630,13 @@ tasksched_database_set_yield(Oid dboid, bool yield)
 
 /* In a scheduler: publish its state */
 void
-tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
-						  Lack lack, const Oid *failing_owners)
+tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
+						  bool paused, Lack lack, const Oid *failing_owners)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->next_due = next_due;
 	my_database->last_scan = last_scan;
+	my_database->busy = busy;
 	my_database->paused = paused;
 	my_database->lack = lack;
 	memcpy(my_database->failing_owners, failing_owners, sizeof(my_database->failing_owners));

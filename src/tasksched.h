@@ -211,6 +211,7 @@ typedef struct TaskDatabase
 	/* what the scheduler tells: the launcher and the view status read it */
 	TimestampTz next_due;		/* DT_NOEND = no task is scheduled */
 	TimestampTz last_scan;		/* 0 = none yet */
+	bool		busy;			/* the scheduler has due tasks, or workers that are not idle */
 	bool		paused;
 	Lack		lack;			/* the launcher tells, too, if no scheduler can start */
 	Oid			failing_owners[MAX_FAILING_OWNERS]; /* some whose workers can't start */
@@ -235,8 +236,8 @@ extern bool tasksched_database_must_yield(void);
 extern void tasksched_database_set_known(void);
 extern void tasksched_database_set_clean_exit(void);
 extern void tasksched_database_set_yield(Oid dboid, bool yield);
-extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool paused,
-									  Lack lack, const Oid *failing_owners);
+extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
+									  bool paused, Lack lack, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
 extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
 extern bool tasksched_database_clear(Oid dboid);

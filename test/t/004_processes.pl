@@ -163,17 +163,15 @@ check_log($node);
 # Hardly any worker slots, and more databases than slots
 # ---------------------------------------------------------------------------
 my $small = new_node('small', conf => "max_worker_processes = 4\n");
-sql($small, "CREATE DATABASE db$_") foreach 1 .. 3;
-create_fixtures($small, "db$_") foreach 1 .. 3;
-foreach my $db ('postgres', 'db1', 'db2', 'db3')
-{
-	sql($small, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{3}'))}, $db);
-}
-foreach my $db ('postgres', 'db1', 'db2', 'db3')
-{
-	wait_value($small, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete' AND attempt = 1}, 3,
-		"max_worker_processes = 4: the tasks of $db have their turn", $db);
-}
+my @dbs = map { "db$_" } 1 .. 8;
+sql($small, 'CREATE DATABASE db1');
+create_fixtures($small, 'db1');
+sql($small, "CREATE DATABASE db$_ TEMPLATE db1") foreach 2 .. 8;
+sql($small, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{3}'))}, $_) foreach @dbs;
+wait_value($small, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete' AND attempt = 1}, 3,
+	"max_worker_processes = 4: the tasks of $_ have their turn", $_) foreach @dbs;
+my @seconds = sort { $a <=> $b } map { sql($small, q{SELECT extract(epoch FROM max(started_at)) FROM tasksched.tasks}, $_) } @dbs;
+cmp_ok($seconds[-1] - $seconds[0], '<', 2 * $#dbs, 'a turn ends before its 2 s if there is nothing left to do');
 sql($small, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{5}'), resource_id => 'slots')});
 wait_until($small, q{SELECT count(*) > 0 FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'active'}, 'some run');
 wait_until($small, q{SELECT count(*) > 0 AND bool_and(attempt = 0) FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'scheduled'},
