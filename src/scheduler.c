@@ -77,8 +77,9 @@
 /* An owner whose workers failed is remembered for so long after it might be tried again */
 #define FAILING_KEPT_US USECS_PER_HOUR
 
-/* Retry after an error, or of a row that somebody holds */
+/* Retry after an error, and how long nothing but that wakes us; or of a row that somebody holds */
 #define ERROR_RETRY_MAX 6
+#define ERROR_PAUSE_US USECS_PER_SEC
 #define LOCKED_RETRY_US USECS_PER_SEC
 
 /* The scheduled tasks of one priority */
@@ -1183,23 +1184,34 @@ wake_self(void)
 }
 
 /*
- * Sleep until then, or until somebody sets the latch.  A round that has waited
- * for a lock has reset the latch on its way, so look for what it stood for.
+ * Sleep until then, or until somebody sets the latch, but not before earliest.  A
+ * round that has waited for a lock has reset the latch on its way, so look for
+ * what it stood for.
  *
  * The timeout of WaitLatch is kept in whole ms and stretched by up to 0.1 % by
  * the kernel, so an interval timer does the waking.
  */
 static void
-sleep_until(TimestampTz then, TimeoutId timer)
+sleep_until(TimestampTz then, TimestampTz earliest, TimeoutId timer)
 {
-	if (then > GetCurrentTimestamp() && !ConfigReloadPending && !tasksched_database_is_woken())
+	bool		paused_for_error;
+
+	do
 	{
-		enable_timeout_at(timer, then);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Max(tasksched_reconcile_interval, 1000), PG_WAIT_EXTENSION);
-		disable_timeout(timer, false);
-	}
-	ResetLatch(MyLatch);
+		TimestampTz now = GetCurrentTimestamp();
+		bool		wanted = ConfigReloadPending || tasksched_database_must_yield();
+
+		paused_for_error = !wanted && tasksched_is_ahead(earliest, now, ERROR_PAUSE_US);
+		if (paused_for_error || (!wanted && then > now && !tasksched_database_is_woken()))
+		{
+			enable_timeout_at(timer, paused_for_error ? earliest : then);
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 Max(tasksched_reconcile_interval, 1000), PG_WAIT_EXTENSION);
+			disable_timeout(timer, false);
+		}
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	} while (paused_for_error);
 }
 
 /* Settings that our statements and transactions rely on */
@@ -1339,6 +1351,7 @@ tasksched_scheduler_main(Datum arg)
 		MemoryContextSwitchTo(TopMemoryContext);
 		MemoryContextReset(round_cxt);
 		(void) pgstat_report_stat(true);
-		sleep_until(then, timer);
+		/* commits must not make an error that stays a hot loop */
+		sleep_until(then, errors > 1 ? GetCurrentTimestamp() + ERROR_PAUSE_US : 0, timer);
 	}
 }

@@ -157,6 +157,20 @@ is(status_of($node, $locked), 'scheduled', 'it waits');
 sql($node, q{ROLLBACK PREPARED 'p3'});
 wait_for_status($node, $locked, 'complete', 'and runs when the prepared cancel is rolled back');
 
+# ---------------------------------------------------------------------------
+# An error of the scheduler that stays: no commit makes a hot loop of it
+# ---------------------------------------------------------------------------
+sql($node, 'ALTER TABLE tasksched.tasks RENAME started_at TO renamed');	# claims fail
+$position = log_position($node);
+my $since = time;
+my @waiting;
+do { push @waiting, schedule($node, q{'note'}) foreach 1 .. 20 } while (time - $since < 4);
+my $errors = () = log_since($node, $position) =~ /tasksched scheduler \w* *ERROR: /g;
+cmp_ok($errors, '>=', 2, 'the scheduler tries again');
+cmp_ok($errors, '<=', 3 + time - $since, 'once a second, whatever is committed');
+sql($node, 'ALTER TABLE tasksched.tasks RENAME renamed TO started_at');
+wait_for_status($node, $_, 'complete', 'then it goes on') foreach $waiting[0], $waiting[-1];
+
 $node->stop;
 check_log($node);
 done_testing();
