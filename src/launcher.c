@@ -457,10 +457,12 @@ tasksched_launcher_main(Datum arg)
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
+			bool		was_enabled = tasksched_enabled;
+
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			/* tasksched.enabled may be on again: have everybody look */
-			for (int i = 0; i < nknown; i++)
+			/* on again: have everybody look */
+			for (int i = 0; i < nknown && tasksched_enabled && !was_enabled; i++)
 				known[i].probed = false;
 		}
 		if (catchupInterruptPending)

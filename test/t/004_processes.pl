@@ -156,6 +156,15 @@ $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'it comes back for a commit');
 wait_for_status($node, $later, 'complete', 'and for a due time');
 is(field_of($node, $later, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'which is met');
+
+# a reload starts none
+wait_value($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('tasksched worker', 'tasksched scheduler')", 0, 'all have gone');
+$node->append_conf('postgresql.conf', "tasksched.scheduler_idle_timeout = 600\n");
+$node->reload;
+sql($node, 'CREATE DATABASE fresh');
+sql($node, 'CREATE EXTENSION tasksched', 'fresh');
+scheduler_pid($node, 'fresh');
+is(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}), 'idle', 'a reload starts no scheduler for nothing');
 $node->stop;
 check_log($node);
 
