@@ -319,7 +319,7 @@ CREATE FUNCTION _may_monitor(owner task_owner) RETURNS boolean
 COMMENT ON FUNCTION _may_monitor(task_owner) IS 'internal: the same, or the rights of pg_monitor';
 
 CREATE FUNCTION _blocked_reason(action text, owner task_owner, installation bigint, database oid) RETURNS text
-	AS 'MODULE_PATHNAME', 'tasksched_blocked_reason_sql' LANGUAGE C VOLATILE;
+	AS 'MODULE_PATHNAME', 'tasksched_blocked_reason_sql' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION _blocked_reason(text, task_owner, bigint, oid) IS 'internal: why a due task cannot run, in words; NULL if it can';
 
 CREATE FUNCTION _function_exists(action text) RETURNS boolean

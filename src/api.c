@@ -728,8 +728,8 @@ tasksched_report_progress(PG_FUNCTION_ARGS)
 				 errmsg("report_progress can only be called inside an action that runs a task")));
 	if (note != NULL)
 		note[pg_mbcliplen(note, strlen(note), PROGRESS_NOTE_LEN - 1)] = '\0';
-	(void) tasksched_slot_progress(PG_ARGISNULL(0) ? NULL : &done,
-								   PG_ARGISNULL(1) ? NULL : &total, note);
+	tasksched_slot_progress(PG_ARGISNULL(0) ? NULL : &done,
+							PG_ARGISNULL(1) ? NULL : &total, note);
 	PG_RETURN_VOID();
 }
 

@@ -82,11 +82,6 @@ tasksched_blocked_reason_sql(PG_FUNCTION_ARGS)
 	Action		found;
 	const char *reason;
 
-	for (int i = 0; i < 4; i++)
-	{
-		if (PG_ARGISNULL(i))
-			PG_RETURN_NULL();
-	}
 	if (!tasksched_preloaded())
 		PG_RETURN_TEXT_P(cstring_to_text(_("tasksched is not in shared_preload_libraries")));
 

@@ -158,7 +158,7 @@ read_databases(void)
 		if (find_known(infos[i].dboid) != NULL)
 			continue;
 		tasksched_database_forget(infos[i].dboid, false);
-		tasksched_slots_quit(infos[i].dboid, InvalidOid, false);
+		tasksched_slots_quit(infos[i].dboid, false);
 	}
 
 	/* while there is no room for more, nobody can say that a database has the extension */

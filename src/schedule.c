@@ -26,9 +26,5 @@ tasksched_is_ahead(TimestampTz moment, TimestampTz now, int64 at_most)
 int64
 tasksched_setback_delay(int setbacks)
 {
-	if (setbacks < 1)
-		return 0;
-	if (setbacks > 6)
-		return SETBACK_CAP_US;
-	return Min(SETBACK_BASE_US << (setbacks - 1), SETBACK_CAP_US);
+	return setbacks > 6 ? SETBACK_CAP_US : SETBACK_BASE_US << (setbacks - 1);
 }

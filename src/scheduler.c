@@ -633,7 +633,7 @@ check_extension(void)
 	if (now_there == extension)
 		return;
 
-	tasksched_slots_quit(MyDatabaseId, InvalidOid, true);
+	tasksched_slots_quit(MyDatabaseId, true);
 	if (OidIsValid(now_there))
 		tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
 	else
@@ -1138,7 +1138,7 @@ check_exit(void)
 	if (tasksched_database_must_yield())
 	{
 		/* running tasks go on without us, but no worker waits for more */
-		tasksched_slots_quit(MyDatabaseId, InvalidOid, false);
+		tasksched_slots_quit(MyDatabaseId, false);
 		if (is_busy())
 			tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
 		exit_cleanly();
@@ -1259,7 +1259,7 @@ initialize(void)
 	tasksched_commit();
 	if (!OidIsValid(extension))
 	{
-		tasksched_slots_quit(MyDatabaseId, InvalidOid, true);
+		tasksched_slots_quit(MyDatabaseId, true);
 		tasksched_database_forget(MyDatabaseId, true);
 		exit_cleanly();
 	}

@@ -902,20 +902,16 @@ tasksched_slot_quit(int i)
 	LWLockRelease(shared->lock);
 }
 
-/*
- * Make the workers of a database (and of an owner, if that is given) exit as
- * soon as they are idle; with terminate, at once.
- */
+/* Make the workers of a database exit as soon as they are idle; with terminate, at once */
 void
-tasksched_slots_quit(Oid dboid, Oid owner, bool terminate)
+tasksched_slots_quit(Oid dboid, bool terminate)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < tasksched_slot_count(); i++)
 	{
 		TaskSlot   *slot = &shared->slots[i];
 
-		if (slot->state == SLOT_FREE || slot->dboid != dboid ||
-			(OidIsValid(owner) && slot->owner != owner))
+		if (slot->state == SLOT_FREE || slot->dboid != dboid)
 			continue;
 		if (terminate && slot->state == SLOT_DEAD)
 		{
@@ -1191,19 +1187,15 @@ tasksched_slot_leave(void)
 void
 tasksched_slot_end(SlotEnd end)
 {
-	if (my_slot == NULL)
-		return;
 	my_slot->end = end;			/* nobody else looks at it before DEAD */
 	if (end != END_CRASHED)
 		my_place()->armed = false;
 }
 
-/* Publish progress; false if this process does not run a task */
-bool
+/* Publish the progress of the task that this process runs */
+void
 tasksched_slot_progress(const int64 *done, const int64 *total, const char *note)
 {
-	if (my_slot == NULL)
-		return false;
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_slot->has_progress = true;
 	if (done)
@@ -1213,7 +1205,6 @@ tasksched_slot_progress(const int64 *done, const int64 *total, const char *note)
 	if (note)
 		strlcpy(my_slot->note, note, PROGRESS_NOTE_LEN);
 	LWLockRelease(shared->lock);
-	return true;
 }
 
 /* ----------

@@ -254,7 +254,7 @@ extern bool tasksched_slot_assign(int slot, uint32 generation, const TaskRef *ta
 								  const char *action, const Action *function);
 extern void tasksched_slot_reaped(int slot);
 extern bool tasksched_slot_interrupt(int slot, const TaskRef *task, int signo);
-extern void tasksched_slots_quit(Oid dboid, Oid owner, bool terminate);
+extern void tasksched_slots_quit(Oid dboid, bool terminate);
 extern void tasksched_slot_quit(int slot);
 extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
 
@@ -265,7 +265,7 @@ extern void tasksched_slot_proceed(const TaskRef *next);
 extern void tasksched_slot_settle(bool last);
 extern bool tasksched_slot_leave(void);
 extern void tasksched_slot_end(SlotEnd end);
-extern bool tasksched_slot_progress(const int64 *done, const int64 *total, const char *note);
+extern void tasksched_slot_progress(const int64 *done, const int64 *total, const char *note);
 
 extern void tasksched_helper_attach(void);
 extern Suspect *tasksched_suspects_copy(Oid dboid, int *n);

@@ -918,8 +918,8 @@ announce(void)
 	TaskRow		row;
 	bool		quit;
 
-	if (tasksched_slot_take(&task, &action, &quit))
-		return;
+	/* none is handed over to a worker that has not said so */
+	(void) tasksched_slot_take(&task, &action, &quit);
 	tasksched_begin();
 	MemoryContextSwitchTo(launch_cxt);
 	(void) tasksched_store_read(&task, &row);
