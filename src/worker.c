@@ -859,8 +859,9 @@ connect_as_owner(void)
 						PGC_BACKEND, PGC_S_OVERRIDE);
 		/* a role that ALTER ROLE or DATABASE ... SET gives to sessions is not the owner */
 		SetConfigOption("role", "none", PGC_BACKEND, PGC_S_OVERRIDE);
-		ReleaseSysCache(tuple);
 	}
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
 	CommitTransactionCommand();
 	if (!ok)
 		proc_exit(0);			/* the scheduler will see the role as it is now */
