@@ -62,6 +62,7 @@ CALL run('r_outcome', '{"status": "failed", "run_at": "2100-01-01"}');
 CALL run('r_outcome', '{"status": "active", "run_at": "2100-01-01"}');
 CALL run('r_outcome', '{"status": "scheduled", "run_at": "infinity"}');
 CALL run('r_outcome', '{"result": 1}');
+CALL run('r_outcome', '{}');
 CALL run('r_outcome', '{"status": "complete", "result": 1, "error": "a note"}');
 
 -- what is kept of an error

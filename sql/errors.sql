@@ -22,6 +22,8 @@ CREATE FUNCTION out_args(OUT jsonb) LANGUAGE sql AS 'SELECT ''1''::jsonb';
 CREATE FUNCTION a_set() RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT ''1''::jsonb';
 CREATE FUNCTION a_trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END';
 CREATE PROCEDURE wrong_inout(INOUT integer) LANGUAGE plpgsql AS 'BEGIN END';
+CREATE PROCEDURE inout_first(INOUT params jsonb, a boolean) LANGUAGE plpgsql AS 'BEGIN END';
+CREATE PROCEDURE two_inout(INOUT params jsonb, INOUT result jsonb) LANGUAGE plpgsql AS 'BEGIN END';
 CREATE AGGREGATE an_aggregate(jsonb) (SFUNC = jsonb_concat, STYPE = jsonb);
 SELECT error_of($$SELECT tasksched.register_action('a', NULL::text)$$);
 SELECT error_of($$SELECT tasksched.register_action('a', 'no_such_function')$$);
@@ -35,6 +37,8 @@ SELECT error_of($$SELECT tasksched.register_action('a', 'wrong_args(integer)'::r
 SELECT error_of($$SELECT tasksched.register_action('a', 'wrong_result')$$);
 SELECT error_of($$SELECT tasksched.register_action('a', 'out_args')$$);
 SELECT error_of($$SELECT tasksched.register_action('a', 'wrong_inout')$$);
+SELECT error_of($$SELECT tasksched.register_action('a', 'inout_first')$$);
+SELECT error_of($$SELECT tasksched.register_action('a', 'two_inout')$$);
 SELECT error_of($$SELECT tasksched.register_action('a', 'a_set')$$);
 SELECT error_of($$SELECT tasksched.register_action('a', 'a_trigger')$$);
 SELECT error_of($$SELECT tasksched.register_action('a', 'an_aggregate')$$);

@@ -458,6 +458,10 @@ SELECT tasksched.schedule_task('noop') AS id \gset
 SELECT status FROM tasksched.wait_for_task(:'id', '30 s');
 SELECT resource_id, reason FROM tasksched.blocked_tasks ORDER BY id;
 SELECT resource_id, status, attempt, launch FROM tasksched.get_tasks('{fleeting,forgotten}');
+-- one in its place that could not be registered
+CREATE FUNCTION fleeting() RETURNS integer LANGUAGE sql RETURN 1;
+SELECT reason FROM tasksched.blocked_tasks WHERE id = :'id1';
+DROP FUNCTION fleeting();
 SELECT tasksched.register_action('forgotten', 'noop');
 SELECT status, attempt, launch FROM tasksched.wait_for_task(:'id2', '30 s');
 CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql RETURN '"back"'::jsonb;

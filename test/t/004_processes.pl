@@ -113,6 +113,27 @@ wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
 $node->append_conf('postgresql.conf', "tasksched.enabled = on\ntasksched.worker_idle_timeout = 0\n");
 $node->reload;
 wait_for_status($node, $id, 'complete', 'on again: it runs');
+
+# neither does a stage go on that would at once
+sql($node, <<'EOT');
+CREATE FUNCTION proceeding(task tasksched.task) RETURNS tasksched.outcome LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE NOT EXISTS (SELECT FROM public.gates WHERE gate = task.resource_id) LOOP
+		PERFORM pg_sleep(0.05);	-- polls inside the action
+	END LOOP;
+	RETURN CASE WHEN task.result IS NULL THEN tasksched.proceed('1') ELSE tasksched.complete() END;
+END $$;
+SELECT tasksched.register_action('proceeding', 'proceeding');
+EOT
+$id = schedule($node, q{'proceeding', 'stages'});
+wait_for_running($node, $id, 'a task is in its first stage');
+sql($node, 'SELECT tasksched.pause_scheduler()');
+wait_value($node, 'SELECT state FROM tasksched.status', 'paused', 'the scheduler is paused');
+open_gate($node, 'stages');
+wait_value($node, "SELECT status, launch, result FROM tasksched.tasks WHERE id = '$id'", 'scheduled|1|1', 'the next stage waits');
+sql($node, 'SELECT tasksched.resume_scheduler()');
+wait_for_status($node, $id, 'complete', 'and runs when it is resumed');
+is(field_of($node, $id, 'launch, attempt'), '2|1', 'as the next launch');
 sql($node, 'TRUNCATE runs');
 my @ids = map { schedule($node, q{'note'}) } 1 .. 5;
 wait_value($node, 'SELECT count(*), count(DISTINCT pid) FROM runs', '5|5', 'worker_idle_timeout = 0: a process for each task');

@@ -28,6 +28,29 @@ $node->restart;
 wait_for_status($node, $id, 'complete', 'preloaded, it runs');
 
 # ---------------------------------------------------------------------------
+# Beside another library that looks at all statements, before and after it
+# ---------------------------------------------------------------------------
+SKIP:
+{
+	skip 'pg_stat_statements is not installed here', 1
+	  if sql($node, q{SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_stat_statements'}) eq '0';
+
+	foreach my $libraries ('pg_stat_statements, tasksched', 'tasksched, pg_stat_statements')
+	{
+		$node->append_conf('postgresql.conf', "shared_preload_libraries = '$libraries'\npg_stat_statements.track = all\n");
+		$node->restart;
+		sql($node, 'CREATE EXTENSION IF NOT EXISTS pg_stat_statements; SELECT pg_stat_statements_reset()');
+		$id = schedule($node, q{'note'});
+		wait_for_status($node, $id, 'complete', "$libraries: a task runs");
+		sql($node, 'CREATE DATABASE beside');
+		sql($node, 'DROP DATABASE beside');
+		is(sql($node, q{SELECT count(*) FILTER (WHERE query ~ 'INSERT INTO public.runs'), count(*) FILTER (WHERE query ~ '^(CREATE|DROP) DATABASE beside') FROM pg_stat_statements}),
+			'1|2', "$libraries: the other one sees all statements");
+	}
+	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'tasksched'\n");
+}
+
+# ---------------------------------------------------------------------------
 # A library and an extension that do not fit
 # ---------------------------------------------------------------------------
 sql($node, q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'tasksched'});

@@ -322,11 +322,14 @@ BEGIN
 END $$;
 SELECT tasksched.register_action('with_commits', 'public.with_commits');
 EOT
+my $cancel = q{SELECT tasksched.cancel_task('%s')};
+my $delete = q{DELETE FROM tasksched.live WHERE id = '%s'};
+
 foreach my $case (
-	[ 'once', q{SELECT tasksched.cancel_task('%s')}, 'cancelled|1|', 0 ],
-	[ 'once', q{DELETE FROM tasksched.live WHERE id = '%s'}, '', 0 ],
-	[ 'with_commits', q{SELECT tasksched.cancel_task('%s')}, 'cancelled|1|1', 1 ],
-	[ 'with_commits', q{DELETE FROM tasksched.live WHERE id = '%s'}, '', 1 ])
+	[ 'once', $cancel, 'cancelled|1|', 0 ],
+	[ 'once', $delete, '', 0 ],
+	[ 'with_commits', $cancel, 'cancelled|1|1', 1 ],
+	[ 'with_commits', $delete, '', 1 ])
 {
 	my ($action, $how, $expected, $rows) = @$case;
 	my $name = "$action, " . sprintf($how, '...');
@@ -344,6 +347,54 @@ foreach my $case (
 	is(field_of($node, $task, 'status, launch, result'), $expected, "$name: that is how it stays");
 	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$task'"), $rows, "$name: no effects but those of commits before");
 }
+
+# ---------------------------------------------------------------------------
+# Something happens to a task that is on its way to its action: it is cancelled or
+# deleted, its owner becomes a superuser, its function is dropped, its database is
+# renamed
+# ---------------------------------------------------------------------------
+foreach my $case ([ 'task taken', $cancel, 'cancelled|1' ], [ 'task taken', $delete, '' ], [ 'task read', $cancel, 'cancelled|1' ])
+{
+	my ($point, $how, $expected) = @$case;
+	my $name = "$point, " . sprintf($how, '...');
+
+	my $task = sql($node, "SELECT tasksched.schedule_task('once') FROM fault_arm('$point', 'stop')");
+	wait_for_stop($point);
+	# the scheduler has looked when it gets there
+	sql($node, q{SELECT fault_arm('tasks reaped', 'stop')});
+	sql($node, sprintf($how, $task) . '; SELECT tasksched.resume_scheduler()');
+	wait_for_stop('tasks reaped');
+	sql($node, "SELECT fault_release('tasks reaped'), fault_release('$point')");
+	wait_until($node, 'SELECT ' . neighbours_run(), "$name: nothing but the neighbours runs");
+	is(field_of($node, $task, 'status, launch'), $expected, "$name: that is how it stays");
+	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$task'"), 0, "$name: it has no effects");
+}
+
+$unlucky = sql($node, q{SELECT fault_arm('worker attached', 'stop'); SET ROLE unlucky; SELECT tasksched.schedule_task('note')}) =~ s/\s//gr;
+wait_for_stop('worker attached');
+sql($node, q{ALTER ROLE unlucky SUPERUSER; SELECT fault_release('worker attached')});
+wait_for_status($node, $unlucky, 'complete', 'its owner becomes a superuser: the task runs');
+is(field_of($node, $unlucky, 'launch, attempt'), '1|1', 'in its first launch');
+
+sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1)'; SELECT tasksched.register_action('fleeting', 'fleeting')});
+$position = log_position($node);
+my $fleeting = sql($node, q{SELECT tasksched.schedule_task('fleeting') FROM fault_arm('task taken', 'stop')});
+wait_for_stop('task taken');
+sql($node, q{DROP FUNCTION fleeting(); SELECT fault_release('task taken')});
+wait_for_log($node, qr/could not launch task $fleeting: the action's function \S*fleeting\(\) does not exist/, $position, 'its function is dropped: the log says so');
+wait_value($node, "SELECT status, launch, attempt FROM tasksched.tasks WHERE id = '$fleeting'", 'scheduled|0|0', 'nothing is counted');
+sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(2)'; SELECT tasksched.register_action('fleeting', 'fleeting')});
+wait_for_status($node, $fleeting, 'complete', 'it runs when there is one again');
+is(field_of($node, $fleeting, 'launch, attempt, result'), '1|1|2', 'in its first launch');
+
+sql($node, 'CREATE DATABASE moving');
+create_fixtures($node, 'moving');
+sql($node, q{SELECT fault_arm('worker started', 'stop')});
+my $moving = schedule($node, q{'note'}, 'moving');
+wait_for_stop('worker started');
+sql($node, q{ALTER DATABASE moving RENAME TO moved; SELECT fault_release('worker started')});
+wait_for_status($node, $moving, 'complete', 'its database is renamed: the task runs', 'moved');
+is(field_of($node, $moving, 'launch, attempt', 'moved'), '1|1', 'in its first launch');
 
 # ---------------------------------------------------------------------------
 # The neighbours have seen all that, and have counted nothing

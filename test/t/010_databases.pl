@@ -7,6 +7,7 @@ use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
+use TaskschedSession;
 use TaskschedTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -134,6 +135,8 @@ foreach (
 	sqlstate_is($node, $_->[1], '42501', "$_->[0] may not: $_->[1]", user => $_->[0]);
 }
 sqlstate_is($node, "BEGIN;\nDROP DATABASE ours", '25001', 'nor may anybody in a transaction block');
+sqlstate_is($node, "BEGIN READ ONLY;\nALTER DATABASE ours RENAME TO mine", '25006', 'or in one that is read-only');
+sqlstate_is($node, 'DROP DATABASE ours', '55006', 'or while being in the database', db => 'ours');
 sql($node, 'ALTER ROLE boss NOCREATEDB');
 sqlstate_is($node, 'ALTER DATABASE ours RENAME TO mine', '42501', 'nor an owner without CREATEDB rename', user => 'boss');
 sqlstate_is($node, 'CREATE DATABASE mine TEMPLATE ours', '42501', 'or copy', user => 'boss');
@@ -153,12 +156,15 @@ foreach my $n (1 .. 2)
 # ---------------------------------------------------------------------------
 # Running
 # ---------------------------------------------------------------------------
+sql($node, 'CREATE DATABASE used TEMPLATE template0');
+my $user = TaskschedSession->new($node, 'used');
 my $held = schedule($node, q{'hold', 'gate'}, 'ours');
 my $held_too = schedule($node, q{'hold', 'gate'}, 'base');
 my $pid = worker_pid($node, $held, 'ours');
 my $pid_too = worker_pid($node, $held_too, 'base');
 my $drop = start_command('boss', 'DROP DATABASE ours');
 my $copy = start_command('other', 'CREATE DATABASE copy TEMPLATE base');
+my $drop_used = start_command(sql($node, 'SELECT current_user'), 'DROP DATABASE used');
 my $stderr = errors_of($drop);
 like($stderr, qr/database "ours" is being accessed by other users/, 'running: DROP DATABASE fails');
 like($stderr, qr/HINT: .*\Q$held\E \(action "hold", PID $pid\).*cancel_task.*WITH \(FORCE\)/, 'and names the task');
@@ -166,6 +172,10 @@ $stderr = errors_of($copy);
 like($stderr, qr/source database "base" is being accessed by other users/, 'so does a copy');
 like($stderr, qr/HINT: .*\Q$held_too\E \(action "hold", PID $pid_too\).*cancel_task/, 'and names the task');
 unlike($stderr, qr/FORCE/, 'it has no FORCE');
+$stderr = errors_of($drop_used);
+like($stderr, qr/database "used" is being accessed by other users/, 'where somebody else is connected, DROP DATABASE fails as well');
+unlike($stderr, qr/HINT/, 'which is no task');
+$user->quit;
 be_idle('ours');
 is(worker_pid($node, $held, 'ours'), $pid, 'the task runs on, beside others');
 open_gate($node, 'gate', 'base');
@@ -209,9 +219,14 @@ sql($node, 'CREATE DATABASE ours TEMPLATE base');
 $held = schedule($node, q{'hold', 'closed'}, 'ours');
 my $later = schedule($node, q{'note', delay => '1 s'}, 'ours');
 $pid = worker_pid($node, $held, 'ours');
+my $inside = TaskschedSession->new($node, 'ours');
 sql($node, 'ALTER DATABASE ours ALLOW_CONNECTIONS false');
-wait_value($node, q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = 'ours'},
-	$pid, 'ALLOW_CONNECTIONS false: all leave but the worker that runs a task');
+wait_value($node, q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = 'ours' AND backend_type ~ '^tasksched'},
+	$pid, 'ALLOW_CONNECTIONS false: all of ours leave but the worker that runs a task');
+$inside->query("SELECT pg_sleep(greatest(0, extract(epoch FROM run_at - clock_timestamp()))) FROM tasksched.tasks WHERE id = '$later' /* until it is due */");
+is($inside->query("SELECT reason FROM tasksched.blocked_tasks WHERE id = '$later'"),
+	'the database does not allow connections', 'who is still there can read why tasks wait');
+$inside->quit;
 sql($node, 'CREATE DATABASE another TEMPLATE base');
 be_idle('another');
 $before = scheduler_pid($node, 'another');

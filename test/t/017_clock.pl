@@ -5,6 +5,7 @@ use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
+use TaskschedSession;
 use TaskschedTest;
 use IPC::Run;
 use POSIX ();
@@ -122,7 +123,11 @@ is(field_of($node, $later, q{started_at >= run_at}), 't', 'not before');
 # Back, while the task still runs
 # ---------------------------------------------------------------------------
 my $due = schedule($node, q{'note', delay => '10 min'});
+my $session = TaskschedSession->new($node);
+my $id_before = $session->query(q{BEGIN; SELECT tasksched.schedule_task('note'); ROLLBACK});
 set_clock(-1);
+cmp_ok($session->query(q{BEGIN; SELECT tasksched.schedule_task('note'); ROLLBACK}), 'gt', $id_before, 'back: the ids of a session still ascend');
+$session->quit;
 check_all('back');
 is(field_of($node, $held, 'status, launch'), 'active|1', 'back: the task that runs goes on');
 is(status_of($node, $due), 'scheduled', 'back: what is not due any more waits');
