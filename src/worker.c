@@ -546,6 +546,30 @@ run_action(const Action *action)
 	current.in_action = false;
 }
 
+/* Hold what an error has let go */
+static void
+hold_interrupts_again(void)
+{
+	HOLD_INTERRUPTS();
+	HOLD_CANCEL_INTERRUPTS();
+}
+
+/* Log the error; if it is too long for that, this is the error from here on */
+static void
+report_error(void)
+{
+	PG_TRY();
+	{
+		EmitErrorReport();
+	}
+	PG_CATCH();
+	{
+		hold_interrupts_again();
+		EmitErrorReport();
+	}
+	PG_END_TRY();
+}
+
 /*
  * Clean up after an error, as PostgresMain() does.  The error is copied after the
  * abort has freed memory, which may be what lacked.
@@ -555,11 +579,10 @@ recover(void)
 {
 	ErrorData  *edata;
 
-	HOLD_INTERRUPTS();
-	HOLD_CANCEL_INTERRUPTS();	/* the error has reset it */
+	hold_interrupts_again();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	EmitErrorReport();
+	report_error();
 	AbortOutOfAnyTransaction();
 	PortalErrorCleanup();
 	jit_reset_after_error();
