@@ -1126,6 +1126,19 @@ scheduler_round(void)
 	report();
 }
 
+/* Exit if another database needs our place; busy: we shall get it back */
+static void
+check_yield(bool busy)
+{
+	if (!tasksched_database_must_yield())
+		return;
+	/* running tasks go on without us, but no worker waits for more */
+	tasksched_slots_quit(MyDatabaseId, false);
+	if (busy)
+		tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
+	exit_cleanly();
+}
+
 /* Exit if there has been nothing to do for long enough, or another needs us */
 static void
 check_exit(void)
@@ -1135,14 +1148,7 @@ check_exit(void)
 	if (is_launching() || count_slots(SLOT_FREE) < nslots)
 		last_busy = now;
 
-	if (tasksched_database_must_yield())
-	{
-		/* running tasks go on without us, but no worker waits for more */
-		tasksched_slots_quit(MyDatabaseId, false);
-		if (is_busy())
-			tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
-		exit_cleanly();
-	}
+	check_yield(is_busy());
 	if (for_net || now - last_busy >= tasksched_scheduler_idle_timeout * USECS_PER_SEC)
 	{
 		if (last_busy != now)
@@ -1351,6 +1357,8 @@ tasksched_scheduler_main(Datum arg)
 		MemoryContextSwitchTo(TopMemoryContext);
 		MemoryContextReset(round_cxt);
 		(void) pgstat_report_stat(true);
+		if (errors > 0)
+			check_yield(true);	/* the round did not come so far */
 		/* commits must not make an error that stays a hot loop */
 		sleep_until(then, errors > 1 ? GetCurrentTimestamp() + ERROR_PAUSE_US : 0, timer);
 	}
