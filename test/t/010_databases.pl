@@ -217,15 +217,14 @@ be_idle('base');
 # ---------------------------------------------------------------------------
 sql($node, 'CREATE DATABASE ours TEMPLATE base');
 $held = schedule($node, q{'hold', 'closed'}, 'ours');
-my $later = schedule($node, q{'note', delay => '1 s'}, 'ours');
 $pid = worker_pid($node, $held, 'ours');
 my $inside = TaskschedSession->new($node, 'ours');
 sql($node, 'ALTER DATABASE ours ALLOW_CONNECTIONS false');
 wait_value($node, q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = 'ours' AND backend_type ~ '^tasksched'},
 	$pid, 'ALLOW_CONNECTIONS false: all of ours leave but the worker that runs a task');
-$inside->query("SELECT pg_sleep(greatest(0, extract(epoch FROM run_at - clock_timestamp()))) FROM tasksched.tasks WHERE id = '$later' /* until it is due */");
+my $later = $inside->query(q{SELECT tasksched.schedule_task('note')});
 is($inside->query("SELECT reason FROM tasksched.blocked_tasks WHERE id = '$later'"),
-	'the database does not allow connections', 'who is still there can read why tasks wait');
+	'the database does not allow connections', 'who is still there can schedule a task, and read why it waits');
 $inside->quit;
 sql($node, 'CREATE DATABASE another TEMPLATE base');
 be_idle('another');
