@@ -21,7 +21,7 @@ our @EXPORT = qw(
   schedule status_of field_of
   open_gate flush_wal
   pids_of scheduler_pid launcher_pid worker_pid signal_process process_gone
-  kill_postmaster
+  kill_postmaster remove_lock_files
   log_position log_since check_log ready_since
 );
 
@@ -428,9 +428,18 @@ sub kill_postmaster
 
 	$node->kill9;
 	process_gone($_) foreach ($pid, @children);
-	# the next postmaster would take a zombie's lock files for a living one's
-	unlink($node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock');
+	remove_lock_files($node);
 	$node->start;
+	return;
+}
+
+# After SIGKILL of the postmaster: the next one would take a zombie's lock files
+# for a living one's
+sub remove_lock_files
+{
+	my ($node) = @_;
+
+	unlink($node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock');
 	return;
 }
 

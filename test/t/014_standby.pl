@@ -193,6 +193,7 @@ my @children = split /\n/, sql($old, 'SELECT pid FROM pg_stat_activity WHERE pid
 $old->kill9;
 kill('KILL', @children);
 process_gone($_) foreach ($postmaster, @children);
+remove_lock_files($old);
 my $start = time;
 $new->promote;
 my $promoted = time - $start;
