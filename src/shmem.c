@@ -132,6 +132,20 @@ create_board(void)
 	board->suspects = (Suspect *) (board->places + n);
 }
 
+/*
+ * Add a suspect.  Those of a database that has been dropped are never struck off,
+ * so if the list is full, the oldest makes room.
+ */
+static void
+add_suspect(const Suspect *launch)
+{
+	int			n = tasksched_slot_count();
+
+	if (board->nsuspects == n)
+		memmove(&board->suspects[0], &board->suspects[1], --board->nsuspects * sizeof(Suspect));
+	board->suspects[board->nsuspects++] = *launch;
+}
+
 /* Move the culprits of a crash to the list of suspects and clear all places */
 static void
 collect_suspects(void)
@@ -141,11 +155,10 @@ collect_suspects(void)
 	for (int i = 0; i < n; i++)
 	{
 		CrashPlace *place = &board->places[i];
-
 		bool		guilty = !place->innocent || pg_atomic_read_u32(&place->helpers) > 0;
 
-		if (place->armed && guilty && board->nsuspects < n)
-			board->suspects[board->nsuspects++] = place->launch;
+		if (place->armed && guilty)
+			add_suspect(&place->launch);
 	}
 	memset(board->places, 0, n * sizeof(CrashPlace));
 }
