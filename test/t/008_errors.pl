@@ -585,7 +585,7 @@ SELECT tasksched.register_action('large', 'large');
 EOT
 	my $full = 24 * 1024 * 1024 + 4096;
 	my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
-	my @processes = ($postmaster, scheduler_pid($node), $pid);
+	my @processes = ($postmaster, scheduler_pid($node), pids_of($node, 'tasksched worker'));
 	my $position = log_position($node);
 
 	limit($_, 'fsize', $full) foreach @processes;
