@@ -323,12 +323,28 @@ forget_handle(SlotNote *note)
 	note->handle = NULL;
 }
 
+/* Tell an idle worker of another owner to make room */
+static void
+dismiss_idle_worker(Oid owner)
+{
+	for (int i = 0; i < nslots; i++)
+	{
+		if (slots[i].state == SLOT_IDLE && slots[i].owner != owner && !slots[i].quit)
+		{
+			tasksched_slot_quit(i);
+			slots[i].quit = true;
+			return;
+		}
+	}
+}
+
 /* The server could not start a process for a worker: that is not its owner's doing */
 static void
-note_no_process(void)
+note_no_process(Oid owner)
 {
 	no_process = true;
 	process_retry_at = GetCurrentTimestamp() + PROCESS_RETRY_US;
+	dismiss_idle_worker(owner);
 	tasksched_log_no_process();
 }
 
@@ -347,9 +363,12 @@ check_starting(void)
 
 		if (note->handle != NULL && !starting)
 		{
-			/* it came, or it ended on its way from the slot to the database */
 			if (slots[i].generation == note->generation)
+			{
+				if (slots[i].pid != 0 && !slots[i].came)
+					continue;	/* connected, but it may still fail */
 				note_start(slots[i].owner, slots[i].came);
+			}
 			no_process = false;
 			forget_handle(note);
 		}
@@ -359,7 +378,7 @@ check_starting(void)
 				continue;
 			if (!tasksched_slot_release(i, note->generation))
 				continue;		/* it has come and gone since we looked */
-			note_no_process();
+			note_no_process(slots[i].owner);
 			forget_handle(note);
 			slots[i].state = SLOT_FREE;
 		}
@@ -370,21 +389,6 @@ check_starting(void)
 			/* an error kept us from registering it; or it was an earlier scheduler's */
 			(void) tasksched_slot_release(i, slots[i].generation);
 			slots[i].state = SLOT_FREE;
-		}
-	}
-}
-
-/* Tell an idle worker of another owner to make room */
-static void
-dismiss_idle_worker(Oid owner)
-{
-	for (int i = 0; i < nslots; i++)
-	{
-		if (slots[i].state == SLOT_IDLE && slots[i].owner != owner && !slots[i].quit)
-		{
-			tasksched_slot_quit(i);
-			slots[i].quit = true;
-			return;
 		}
 	}
 }

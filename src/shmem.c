@@ -47,6 +47,9 @@
 /* Waiters sleep on the condition variable that their task's id hashes to */
 #define WAITER_BUCKETS 64
 
+/* A launch that is terminated so soon after it began is not resumed at once */
+#define CUT_SHORT_US USECS_PER_SEC
+
 /* How long a shortage of background workers is remembered */
 #define SHORTAGE_US (10 * USECS_PER_SEC)
 
@@ -1032,10 +1035,22 @@ tasksched_helper_attach(void)
 }
 
 /*
- * Leave the slot.  An end in the action that nobody asked for (FATAL, exit())
- * counts as a crash of the task, but not if the postmaster has died: then all
- * processes end, and a scheduler that has not noticed yet would count it.
+ * How a worker that is in its action has ended.  An end that nobody asked for
+ * (FATAL, exit()) counts as a crash of the task, but not if the postmaster has
+ * died: then all processes end, and a scheduler that has not noticed yet would
+ * count it.  An action that terminates its own worker must not be launched in a
+ * hot loop.
  */
+static SlotEnd
+end_in_action(const TaskSlot *slot)
+{
+	if (!terminated && PostmasterIsAlive())
+		return END_CRASHED;
+	return tasksched_is_ahead(slot->since + CUT_SHORT_US, GetCurrentTimestamp(), CUT_SHORT_US) ?
+		END_CUT_SHORT : END_TERMINATED;
+}
+
+/* Leave the slot */
 static void
 slot_detach(int code, Datum arg)
 {
@@ -1044,8 +1059,8 @@ slot_detach(int code, Datum arg)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if (slot != NULL)
 	{
-		if (slot->end == END_CRASHED && (terminated || !PostmasterIsAlive()))
-			slot->end = END_TERMINATED;
+		if (slot->state == SLOT_RUNNING && slot->end == END_CRASHED)
+			slot->end = end_in_action(slot);
 		wake_slot_scheduler(slot);
 		if (slot->state == SLOT_READY || slot->state == SLOT_RUNNING)
 			set_slot_state(slot, SLOT_DEAD);
@@ -1087,22 +1102,24 @@ tasksched_slot_attach(int i, uint32 generation)
 	return result;
 }
 
-/*
- * Is there a task to run?  Says also whether the worker shall exit if not.  The
- * first call says that the worker is there.
- */
+/* The worker is there: a task may be handed to it */
+void
+tasksched_slot_announce(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	set_slot_state(my_slot, SLOT_IDLE);
+	wake_slot_scheduler(my_slot);
+	LWLockRelease(shared->lock);
+}
+
+/* Is there a task to run?  Says also whether the worker shall exit if not. */
 bool
 tasksched_slot_take(TaskRef *task, Action *function, bool *quit)
 {
 	bool		result = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (my_slot->state == SLOT_STARTING)
-	{
-		set_slot_state(my_slot, SLOT_IDLE);
-		my_slot->came = true;
-		wake_slot_scheduler(my_slot);
-	}
+	my_slot->came = true;
 	if (my_slot->state == SLOT_READY)
 	{
 		*task = my_slot->task;
@@ -1110,6 +1127,17 @@ tasksched_slot_take(TaskRef *task, Action *function, bool *quit)
 		result = true;
 	}
 	*quit = my_slot->quit;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+bool
+tasksched_slot_must_quit(void)
+{
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	result = my_slot->quit;
 	LWLockRelease(shared->lock);
 	return result;
 }

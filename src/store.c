@@ -1214,7 +1214,9 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 		args.n = 0;
 		add_pointer(&args, &task->id);
 		add_arg(&args, BoolGetDatum(undo));
-		if (end == END_NOT_BEGUN || end == END_BOOKKEEPING)
+		if (end == END_CUT_SHORT)
+			add_arg(&args, Int64GetDatum(tasksched_setback_delay(1)));
+		else if (end == END_NOT_BEGUN || end == END_BOOKKEEPING)
 			add_arg(&args, Int64GetDatum(tasksched_setback_delay(setbacks + 1)));
 		else
 			add_pointer(&args, NULL);

@@ -132,6 +132,7 @@ typedef enum SlotEnd
 	END_NOT_BEGUN,				/* before the action: the claim is undone */
 	END_STALE,					/* likewise, because the worker was outdated */
 	END_TERMINATED,				/* by SIGTERM: resumed, nothing is counted */
+	END_CUT_SHORT,				/* likewise, right after it began: resumed after a second */
 	END_BOOKKEEPING,			/* the outcome could not be stored */
 	END_CRASHED					/* by itself: counts a crash */
 } SlotEnd;
@@ -150,7 +151,7 @@ typedef struct TaskSlot
 	Oid			owner;
 	int			pid;			/* 0 until attached */
 	Latch	   *latch;			/* the worker's, NULL until attached */
-	bool		came;			/* the worker has been connected and idle */
+	bool		came;			/* the worker has been ready for its first task */
 	bool		quit;			/* the worker shall exit when it is idle */
 	TimestampTz since;			/* start of the current state */
 
@@ -259,6 +260,8 @@ extern void tasksched_slot_quit(int slot);
 extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
 
 extern bool tasksched_slot_attach(int slot, uint32 generation);
+extern void tasksched_slot_announce(void);
+extern bool tasksched_slot_must_quit(void);
 extern bool tasksched_slot_take(TaskRef *task, Action *function, bool *quit);
 extern bool tasksched_slot_begin(const TaskRef *task);
 extern void tasksched_slot_proceed(const TaskRef *next);

@@ -281,12 +281,8 @@ static bool
 may_proceed(void)
 {
 	TaskDatabase db;
-	TaskRef		ignored;
-	Action		also_ignored;
-	bool		quit;
 
-	(void) tasksched_slot_take(&ignored, &also_ignored, &quit);
-	return tasksched_enabled && !quit && !ConfigReloadPending &&
+	return tasksched_enabled && !tasksched_slot_must_quit() && !ConfigReloadPending &&
 		tasksched_database_copy(MyDatabaseId, &db) && !db.paused;
 }
 
@@ -937,16 +933,14 @@ wait_for_next(bool first, TaskRef *task, Action *action)
 static void
 announce(void)
 {
-	TaskRef		task = {0};
-	Action		action;
+	TaskRef		none = {0};
 	TaskRow		row;
-	bool		quit;
 
-	/* none is handed over to a worker that has not said so */
-	(void) tasksched_slot_take(&task, &action, &quit);
+	tasksched_slot_announce();
+	TASKSCHED_FAULT_POINT("worker announced");
 	tasksched_begin();
 	MemoryContextSwitchTo(launch_cxt);
-	(void) tasksched_store_read(&task, &row);
+	(void) tasksched_store_read(&none, &row);
 	tasksched_commit();
 	MemoryContextReset(launch_cxt);
 }

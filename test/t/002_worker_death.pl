@@ -175,6 +175,24 @@ wait_for_status($node, $task, 'complete', 'it completes');
 is(sql($node, "SELECT launch, first_launch FROM runs WHERE id = '$task'"), '6|f', 'in one launch, not the first');
 
 # ---------------------------------------------------------------------------
+# An action that terminates its own worker: no hot loop
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE FUNCTION end_itself() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_terminate_backend(pg_backend_pid());
+	PERFORM pg_sleep(60);	-- the action ends here
+END $$;
+SELECT tasksched.register_action('end_itself', 'end_itself');
+EOT
+$task = schedule($node, q{'end_itself'});
+wait_until($node, "SELECT launch >= 3 FROM tasksched.tasks WHERE id = '$task'", 'an action that terminates its worker is launched again');
+is(field_of($node, $task, q{clock_timestamp() - started_at >= (launch - 1) * interval '1 s', crashes}),
+	't|0', 'a second later each time');
+is(sql($node, "SELECT tasksched.cancel_task('$task')"), 't', 'it can be cancelled');
+
+# ---------------------------------------------------------------------------
 # Terminated at its commit.  The server drops the temporary tables on the way out,
 # in a transaction that is none of the action's.
 # ---------------------------------------------------------------------------

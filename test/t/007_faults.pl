@@ -36,6 +36,7 @@ my @steps = (
 	[ 'worker registered', 'once', '1 0 1' ],
 	[ 'worker started', 'once', '1 0 1' ],
 	[ 'worker attached', 'once', '1 0 1' ],
+	[ 'worker announced', 'once', [ '1 0 1', '1 0 1', ('1 0 1|2 0 1') x 3 ] ],
 	[ 'task claimed', 'once', [ '1 0 1', '2 0 1', '2 0 1', '2 0 1', '1 0 1|2 0 1' ] ],
 	[ 'task taken', 'once', [ '1 0 1', '1 0 1', '2 0 1', '2 0 1', '1 0 1' ] ],
 	[ 'task read', 'once', [ '2 0 1', '1 0 1', '2 0 1', '2 0 1', '1 0 1' ] ],
