@@ -51,12 +51,16 @@ static const char *
 scheduler_blocked(Oid owner)
 {
 	TaskDatabase db;
+	bool		known;
 
 	if (RecoveryInProgress())
 		return _("the server is in recovery");
 	if (!tasksched_enabled)
 		return _("tasksched.enabled is off");
-	if (!tasksched_database_copy(MyDatabaseId, &db) || (!db.known && db.lack == LACK_NOTHING))
+	known = tasksched_database_copy(MyDatabaseId, &db);
+	if ((!known || db.pid == 0) && !tasksched_launcher_is_there())
+		return _("the launcher has not started; see the server log and max_worker_processes");
+	if (!known || (!db.known && db.lack == LACK_NOTHING))
 		return _("the scheduler of this database has not started yet");
 	if (db.paused)
 		return _("the scheduler of this database is paused; see resume_scheduler()");

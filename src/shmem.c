@@ -247,6 +247,17 @@ tasksched_launcher_attach(void)
 	LWLockRelease(shared->lock);
 }
 
+bool
+tasksched_launcher_is_there(void)
+{
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	result = shared->launcher_latch != NULL;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
 static void
 wake_launcher(void)
 {

@@ -223,6 +223,7 @@ extern void tasksched_shmem_init(void);
 extern int	tasksched_slot_count(void);
 
 extern void tasksched_launcher_attach(void);
+extern bool tasksched_launcher_is_there(void);
 extern bool tasksched_launcher_take_new_databases(void);
 extern void tasksched_launcher_wake(bool new_databases);
 

@@ -148,9 +148,34 @@ tasksched_running_tasks(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* One row of the view status; db is NULL where there is no scheduler to ask */
+/* In a word or two; db is NULL where nothing is known of the database */
+static const char *
+scheduler_state(const TaskDatabase *db)
+{
+	if (!tasksched_preloaded())
+		return "not preloaded";
+	if (RecoveryInProgress())
+		return "in recovery";
+	if (!tasksched_enabled)
+		return "disabled";
+	if ((db == NULL || db->pid == 0) && !tasksched_launcher_is_there())
+		return "no launcher";
+	if (db == NULL)
+		return "starting";
+	if (db->paused)
+		return "paused";
+	if (db->lack == LACK_SLOT)
+		return "waiting for a worker slot";
+	if (db->lack == LACK_PROCESS)
+		return "waiting for a process";
+	if (!db->known)
+		return "starting";
+	return db->pid != 0 ? "running" : "idle";
+}
+
+/* One row of the view status */
 static void
-put_status(ReturnSetInfo *rsinfo, Oid dboid, const char *state, const TaskDatabase *db, int running)
+put_status(ReturnSetInfo *rsinfo, Oid dboid, const TaskDatabase *db, int running)
 {
 	char	   *name = get_database_name(dboid);
 	NameData	database;
@@ -162,7 +187,7 @@ put_status(ReturnSetInfo *rsinfo, Oid dboid, const char *state, const TaskDataba
 		return;					/* just dropped */
 	namestrcpy(&database, name);
 	values[0] = NameGetDatum(&database);
-	values[1] = CStringGetTextDatum(state);
+	values[1] = CStringGetTextDatum(scheduler_state(db));
 	nulls[2] = db == NULL || db->pid == 0;
 	values[2] = Int32GetDatum(db ? db->pid : 0);
 	values[3] = Int32GetDatum(running);
@@ -174,22 +199,6 @@ put_status(ReturnSetInfo *rsinfo, Oid dboid, const char *state, const TaskDataba
 	nulls[7] = db == NULL || db->last_error[0] == '\0' || !see_error;
 	values[7] = nulls[7] ? (Datum) 0 : CStringGetTextDatum(db->last_error);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
-static const char *
-scheduler_state(const TaskDatabase *db)
-{
-	if (!tasksched_enabled)
-		return "disabled";
-	if (db->paused)
-		return "paused";
-	if (db->lack == LACK_SLOT)
-		return "waiting for a worker slot";
-	if (db->lack == LACK_PROCESS)
-		return "waiting for a process";
-	if (!db->known)
-		return "starting";
-	return db->pid != 0 ? "running" : "idle";
 }
 
 static int
@@ -218,8 +227,7 @@ tasksched_status(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	if (!tasksched_preloaded() || RecoveryInProgress())
 	{
-		put_status(rsinfo, MyDatabaseId,
-				   tasksched_preloaded() ? "in recovery" : "not preloaded", NULL, 0);
+		put_status(rsinfo, MyDatabaseId, NULL, 0);
 		return (Datum) 0;
 	}
 
@@ -232,9 +240,9 @@ tasksched_status(PG_FUNCTION_ARGS)
 		if (db->dboid != MyDatabaseId && (!db->known || !monitor))
 			continue;
 		seen_mine |= db->dboid == MyDatabaseId;
-		put_status(rsinfo, db->dboid, scheduler_state(db), db, count_running(slots, nslots, db->dboid));
+		put_status(rsinfo, db->dboid, db, count_running(slots, nslots, db->dboid));
 	}
 	if (!seen_mine)
-		put_status(rsinfo, MyDatabaseId, "starting", NULL, 0);
+		put_status(rsinfo, MyDatabaseId, NULL, 0);
 	return (Datum) 0;
 }

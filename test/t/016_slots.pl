@@ -230,6 +230,19 @@ SKIP:
 	$psql->finish;
 }
 
+# ---------------------------------------------------------------------------
+# Not even a slot for the launcher: the logical replication launcher has the only one
+# ---------------------------------------------------------------------------
+$node->append_conf('postgresql.conf', 'max_worker_processes = 1');
+$node->restart;
+my $stranded = schedule($node, q{'note'});
+is(sql($node, 'SELECT state, pid FROM tasksched.status'), 'no launcher|', 'without a launcher the status says so');
+is(sql($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$stranded'"),
+	'the launcher has not started; see the server log and max_worker_processes', 'and blocked_tasks');
+$node->append_conf('postgresql.conf', 'max_worker_processes = 8');
+$node->restart;
+wait_for_status($node, $stranded, 'complete', 'the task runs after a restart with more slots');
+
 $node->stop;
 check_log($node);
 done_testing();
