@@ -26,9 +26,10 @@ PASS_ON=(TERM TESTS REPEAT COVERAGE UPGRADE_FROM PROVE_TESTS PROVE_FLAGS PG_TEST
 	TORTURE_MINUTES TORTURE_SEED TORTURE_CLIENTS LOAD_TASKS LOAD_SESSIONS LOAD_PARAMS_MB LOAD_DEAD)
 
 # For programs that are built with sanitizers. A process of the server frees
-# nothing at its end, its stack depth is measured on the real stack, and a test
-# loads a clock of its own before anything else.
-SANITIZER_OPTIONS=detect_leaks=0:verify_asan_link_order=0:detect_stack_use_after_return=0:abort_on_error=1:print_stacktrace=1
+# nothing at its end, its stack depth is measured on the real stack, a test loads
+# a clock of its own before anything else, and another one sends SIGSEGV: whoever
+# dies from it is found in the server's log.
+SANITIZER_OPTIONS=detect_leaks=0:handle_segv=0:verify_asan_link_order=0:detect_stack_use_after_return=0:abort_on_error=1:print_stacktrace=1
 
 # Print each argument on a line.
 say() {
