@@ -630,9 +630,9 @@ check_extension(void)
 	Oid			now_there;
 
 	tasksched_begin();
-	now_there = tasksched_store_extension();
+	now_there = tasksched_extension_oid();
 	if (now_there == extension)
-		tasksched_store_check_extension();
+		tasksched_extension_check();
 	tasksched_commit();
 	if (now_there == extension)
 		return;
@@ -1265,7 +1265,7 @@ initialize(void)
 	 */
 	(void) tasksched_database_take_wake(&ignored);
 	tasksched_begin();
-	extension = tasksched_store_extension();
+	extension = tasksched_extension_oid();
 	tasksched_commit();
 	if (!OidIsValid(extension))
 	{

@@ -1,7 +1,6 @@
 /*
  * shmem.c
- *	  What the processes of tasksched share: databases, worker slots, waiters,
- *	  and the crash board.
+ *	  What the processes of tasksched share: databases, worker slots, waiters.
  *
  * Shared memory is a cache of the tables that may vanish at any instant: every
  * crash of a server process makes the postmaster start with fresh, empty
@@ -13,24 +12,12 @@
  * the condition variables, which look after themselves.  A latch of another
  * process is set, and a signal is sent, while holding the lock, since that is
  * what keeps the slot or the entry from passing on to another process.
- *
- * The crash board is different.  It lies in an anonymous shared mapping that
- * the postmaster made before it started anything, so it outlives the
- * reinitialization after a crash and dies with the postmaster.  A worker arms
- * its place right before it calls an action and disarms it once the outcome is
- * committed.  If some process crashes, the postmaster sends SIGQUIT to all
- * others, and the workers' handler marks their places innocent.  A place that
- * is armed and not innocent when the postmaster sets up the new shared memory
- * was that of the culprit.  The parallel workers of an action are counted in its
- * place while they live: one that crashes the server stays counted.
  */
 #include "postgres.h"
 
 #include <signal.h>
-#include <sys/mman.h>
 
 #include "miscadmin.h"
-#include "postmaster/interrupt.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
@@ -72,24 +59,7 @@ typedef struct TaskSharedState
 	TaskSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } TaskSharedState;
 
-/* The place of one worker slot on the crash board */
-typedef struct CrashPlace
-{
-	volatile sig_atomic_t armed;
-	volatile sig_atomic_t innocent;
-	pg_atomic_uint32 helpers;	/* parallel workers of the action, but for innocent ones */
-	Suspect		launch;
-} CrashPlace;
-
-typedef struct CrashBoard
-{
-	int			nsuspects;		/* protected by the LWLock, like the next */
-	Suspect    *suspects;
-	CrashPlace *places;			/* each written by its worker alone */
-} CrashBoard;
-
 static TaskSharedState *shared = NULL;
-static CrashBoard *board = NULL;
 
 static TaskSlot *my_slot = NULL;			/* in a worker */
 static TaskDatabase *my_database = NULL;	/* in a scheduler */
@@ -115,57 +85,6 @@ shmem_size(void)
 					mul_size(tasksched_slot_count(), sizeof(TaskSlot)));
 }
 
-/*
- * Create the crash board.  It is made once for each postmaster, before any
- * child is forked.
- */
-static void
-create_board(void)
-{
-	int			n = tasksched_slot_count();
-	Size		size = sizeof(CrashBoard) + n * (sizeof(CrashPlace) + sizeof(Suspect));
-
-	board = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (board == MAP_FAILED)
-		ereport(FATAL,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not map %zu bytes of shared memory: %m", size)));
-	memset(board, 0, size);
-	board->places = (CrashPlace *) (board + 1);
-	board->suspects = (Suspect *) (board->places + n);
-}
-
-/*
- * Add a suspect.  Those of a database that has been dropped are never struck off,
- * so if the list is full, the oldest makes room.
- */
-static void
-add_suspect(const Suspect *launch)
-{
-	int			n = tasksched_slot_count();
-
-	if (board->nsuspects == n)
-		memmove(&board->suspects[0], &board->suspects[1], --board->nsuspects * sizeof(Suspect));
-	board->suspects[board->nsuspects++] = *launch;
-}
-
-/* Move the culprits of a crash to the list of suspects and clear all places */
-static void
-collect_suspects(void)
-{
-	int			n = tasksched_slot_count();
-
-	for (int i = 0; i < n; i++)
-	{
-		CrashPlace *place = &board->places[i];
-		bool		guilty = !place->innocent || pg_atomic_read_u32(&place->helpers) > 0;
-
-		if (place->armed && guilty)
-			add_suspect(&place->launch);
-	}
-	memset(board->places, 0, n * sizeof(CrashPlace));
-}
-
 static void
 shmem_request(void)
 {
@@ -173,14 +92,14 @@ shmem_request(void)
 		prev_shmem_request_hook();
 
 	RequestAddinShmemSpace(shmem_size());
-	RequestNamedLWLockTranche("tasksched", 1);
-	if (board == NULL)
-		create_board();
+	RequestNamedLWLockTranche("tasksched", 2);
+	tasksched_crash_create();
 }
 
 static void
 shmem_startup(void)
 {
+	LWLockPadded *locks;
 	bool		found;
 
 	if (prev_shmem_startup_hook)
@@ -191,7 +110,8 @@ shmem_startup(void)
 		return;
 
 	memset(shared, 0, shmem_size());
-	shared->lock = &GetNamedLWLockTranche("tasksched")->lock;
+	locks = GetNamedLWLockTranche("tasksched");
+	shared->lock = &locks[0].lock;
 	for (int i = 0; i < TASKSCHED_MAX_DATABASES; i++)
 	{
 		pg_atomic_init_u32(&shared->databases[i].wake, 0);
@@ -199,7 +119,7 @@ shmem_startup(void)
 	}
 	for (int i = 0; i < WAITER_BUCKETS; i++)
 		ConditionVariableInit(&shared->waiters[i]);
-	collect_suspects();
+	tasksched_crash_begin(&locks[1].lock);
 }
 
 void
@@ -981,70 +901,6 @@ tasksched_slots_copy(Oid dboid, int *n)
  * ----------
  */
 
-static CrashPlace *
-my_place(void)
-{
-	return &board->places[my_slot - shared->slots];
-}
-
-/* SIGQUIT: another process crashed, or an immediate shutdown; not our fault */
-static void
-handle_sigquit(SIGNAL_ARGS)
-{
-	if (my_slot != NULL)
-		my_place()->innocent = true;
-	SignalHandlerForCrashExit(PASS_SIGNAL_ARGS);
-}
-
-static CrashPlace *leaders_place = NULL;	/* in a parallel worker of an action */
-
-static void
-helper_leave(void)
-{
-	CrashPlace *place = leaders_place;
-
-	leaders_place = NULL;
-	if (place != NULL)
-		pg_atomic_fetch_sub_u32(&place->helpers, 1);
-}
-
-static void
-helper_detach(int code, Datum arg)
-{
-	helper_leave();
-}
-
-/* SIGQUIT in a parallel worker */
-static void
-handle_helper_sigquit(SIGNAL_ARGS)
-{
-	helper_leave();
-	SignalHandlerForCrashExit(PASS_SIGNAL_ARGS);
-}
-
-/* In a parallel worker: if its leader runs a task, join it on the crash board */
-void
-tasksched_helper_attach(void)
-{
-	int			leader = MyProc->lockGroupLeader ? MyProc->lockGroupLeader->pid : 0;
-	int			found = -1;
-
-	LWLockAcquire(shared->lock, LW_SHARED);
-	for (int i = 0; i < tasksched_slot_count() && found < 0; i++)
-	{
-		if (shared->slots[i].state == SLOT_RUNNING && shared->slots[i].pid == leader)
-			found = i;
-	}
-	LWLockRelease(shared->lock);
-	if (found < 0)
-		return;
-
-	before_shmem_exit(helper_detach, 0);
-	pqsignal(SIGQUIT, handle_helper_sigquit);
-	pg_atomic_fetch_add_u32(&board->places[found].helpers, 1);
-	leaders_place = &board->places[found];
-}
-
 /*
  * How a worker that is in its action has ended.  An end that nobody asked for
  * (FATAL, exit()) counts as a crash of the task, but not if the postmaster has
@@ -1059,6 +915,22 @@ end_in_action(const TaskSlot *slot)
 		return END_CRASHED;
 	return tasksched_is_ahead(slot->since + CUT_SHORT_US, GetCurrentTimestamp(), CUT_SHORT_US) ?
 		END_CUT_SHORT : END_TERMINATED;
+}
+
+/* The slot of a process that runs a task; -1 if it does not */
+int
+tasksched_slot_of(int pid)
+{
+	int			found = -1;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < tasksched_slot_count() && found < 0; i++)
+	{
+		if (shared->slots[i].state == SLOT_RUNNING && shared->slots[i].pid == pid)
+			found = i;
+	}
+	LWLockRelease(shared->lock);
+	return found;
 }
 
 /* Leave the slot */
@@ -1078,7 +950,7 @@ slot_detach(int code, Datum arg)
 		/* a task that nobody will put back: the database or the extension is gone */
 		if (slot->state != SLOT_DEAD || find_database(slot->dboid) == NULL)
 			set_slot_state(slot, SLOT_FREE);
-		my_place()->armed = false;
+		tasksched_crash_detach();
 	}
 	LWLockRelease(shared->lock);
 
@@ -1106,7 +978,7 @@ tasksched_slot_attach(int i, uint32 generation)
 	LWLockRelease(shared->lock);
 	if (result)
 	{
-		pqsignal(SIGQUIT, handle_sigquit);
+		tasksched_crash_attach(i);
 		pqsignal(SIGTERM, handle_sigterm);
 		before_shmem_exit(slot_detach, 0);
 	}
@@ -1160,16 +1032,9 @@ tasksched_slot_must_quit(void)
 bool
 tasksched_slot_begin(const TaskRef *task)
 {
-	CrashPlace *place = my_place();
 	bool		begun = false;
 
-	place->armed = false;
-	place->innocent = false;
-	place->launch.dboid = MyDatabaseId;
-	place->launch.task = *task;
-	pg_write_barrier();
-	place->armed = true;
-
+	tasksched_crash_arm(task);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if (!my_slot->superseded)
 	{
@@ -1183,7 +1048,7 @@ tasksched_slot_begin(const TaskRef *task)
 	}
 	LWLockRelease(shared->lock);
 	if (!begun)
-		place->armed = false;
+		tasksched_crash_disarm();
 	return begun;
 }
 
@@ -1197,7 +1062,7 @@ tasksched_slot_proceed(const TaskRef *next)
 	my_slot->superseded = false;
 	my_slot->end = END_NOT_BEGUN;
 	LWLockRelease(shared->lock);
-	my_place()->armed = false;
+	tasksched_crash_disarm();
 }
 
 /*
@@ -1213,7 +1078,7 @@ tasksched_slot_settle(bool last)
 		my_slot->quit = true;
 	wake_slot_scheduler(my_slot);
 	LWLockRelease(shared->lock);
-	my_place()->armed = false;
+	tasksched_crash_disarm();
 }
 
 /*
@@ -1229,6 +1094,7 @@ tasksched_slot_leave(void)
 	{
 		wake_slot_scheduler(slot);
 		set_slot_state(slot, SLOT_FREE);
+		tasksched_crash_detach();
 		my_slot = NULL;
 	}
 	LWLockRelease(shared->lock);
@@ -1241,7 +1107,7 @@ tasksched_slot_end(SlotEnd end)
 {
 	my_slot->end = end;			/* nobody else looks at it before DEAD */
 	if (end != END_CRASHED)
-		my_place()->armed = false;
+		tasksched_crash_disarm();
 }
 
 /* Publish the progress of the task that this process runs */
@@ -1256,44 +1122,6 @@ tasksched_slot_progress(const int64 *done, const int64 *total, const char *note)
 		my_slot->total = *total;
 	if (note)
 		strlcpy(my_slot->note, note, PROGRESS_NOTE_LEN);
-	LWLockRelease(shared->lock);
-}
-
-/* ----------
- * Suspects
- * ----------
- */
-
-/* The launches of this database that crashed the server */
-Suspect *
-tasksched_suspects_copy(Oid dboid, int *n)
-{
-	Suspect    *copy = palloc(tasksched_slot_count() * sizeof(Suspect));
-
-	*n = 0;
-	LWLockAcquire(shared->lock, LW_SHARED);
-	for (int i = 0; i < board->nsuspects; i++)
-	{
-		if (board->suspects[i].dboid == dboid)
-			copy[(*n)++] = board->suspects[i];
-	}
-	LWLockRelease(shared->lock);
-	return copy;
-}
-
-/* The crash has been counted */
-void
-tasksched_suspect_forget(const Suspect *suspect)
-{
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < board->nsuspects; i++)
-	{
-		if (memcmp(&board->suspects[i], suspect, sizeof(Suspect)) == 0)
-		{
-			board->suspects[i] = board->suspects[--board->nsuspects];
-			break;
-		}
-	}
 	LWLockRelease(shared->lock);
 }
 

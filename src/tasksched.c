@@ -101,7 +101,7 @@ void
 tasksched_prepared_ended(void)
 {
 	pending.flags |= WAKE_SCAN | WAKE_CHECK;
-	pending.create = pending.create || OidIsValid(tasksched_store_extension());
+	pending.create = pending.create || OidIsValid(tasksched_extension_oid());
 	pending.waiters = PG_UINT64_MAX;
 }
 
@@ -163,7 +163,7 @@ executor_start(QueryDesc *queryDesc, int eflags)
 	if (IsParallelWorker() && !attached)
 	{
 		attached = true;
-		tasksched_helper_attach();
+		tasksched_crash_join_leader();
 	}
 	if (prev_executor_start_hook)
 		prev_executor_start_hook(queryDesc, eflags);

@@ -16,8 +16,6 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
-#define TASKSCHED_SCHEMA "tasksched"
-
 /* The longest name of an action, in bytes */
 #define TASKSCHED_MAX_ACTION_LEN (NAMEDATALEN - 1)
 
@@ -98,7 +96,7 @@ extern void tasksched_prepared_ended(void);
 extern void tasksched_commands_init(void);
 
 /* ----------
- * shmem.c: databases, worker slots, waiters and the crash board
+ * shmem.c: databases, worker slots and waiters
  * ----------
  */
 
@@ -168,13 +166,6 @@ typedef struct TaskSlot
 	int64		total;
 	char		note[PROGRESS_NOTE_LEN];
 } TaskSlot;
-
-/* A launch that crashed the server, until its scheduler has counted it */
-typedef struct Suspect
-{
-	Oid			dboid;
-	TaskRef		task;
-} Suspect;
 
 /* What a database's due tasks, or its scheduler, wait for */
 typedef enum Lack
@@ -259,6 +250,7 @@ extern bool tasksched_slot_interrupt(int slot, const TaskRef *task, int signo);
 extern void tasksched_slots_quit(Oid dboid, bool terminate);
 extern void tasksched_slot_quit(int slot);
 extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
+extern int	tasksched_slot_of(int pid);
 
 extern bool tasksched_slot_attach(int slot, uint32 generation);
 extern void tasksched_slot_announce(void);
@@ -271,15 +263,33 @@ extern bool tasksched_slot_leave(void);
 extern void tasksched_slot_end(SlotEnd end);
 extern void tasksched_slot_progress(const int64 *done, const int64 *total, const char *note);
 
-extern void tasksched_helper_attach(void);
-extern Suspect *tasksched_suspects_copy(Oid dboid, int *n);
-extern void tasksched_suspect_forget(const Suspect *suspect);
-
 extern uint64 tasksched_waiters_bit(const pg_uuid_t *id);
 extern void tasksched_waiters_tell(uint64 bits);
 extern void tasksched_waiters_prepare(const pg_uuid_t *id);
 extern bool tasksched_waiters_sleep(const pg_uuid_t *id, long timeout_ms);
 extern void tasksched_waiters_leave(void);
+
+/* ----------
+ * crash.c: which task has crashed the server
+ * ----------
+ */
+
+/* A launch that crashed the server, until its scheduler has counted it */
+typedef struct Suspect
+{
+	Oid			dboid;
+	TaskRef		task;
+} Suspect;
+
+extern void tasksched_crash_create(void);
+extern void tasksched_crash_begin(LWLock *lock);
+extern void tasksched_crash_attach(int slot);
+extern void tasksched_crash_detach(void);
+extern void tasksched_crash_arm(const TaskRef *task);
+extern void tasksched_crash_disarm(void);
+extern void tasksched_crash_join_leader(void);
+extern Suspect *tasksched_suspects_copy(Oid dboid, int *n);
+extern void tasksched_suspect_forget(const Suspect *suspect);
 
 /* ----------
  * launcher.c, scheduler.c, worker.c: the processes
@@ -352,6 +362,19 @@ extern Jsonb *tasksched_error_details(ErrorData *edata);
 extern char *tasksched_task_blocked(const char *action, Oid owner, bool foreign, Action *found);
 
 /* ----------
+ * extension.c: the extension as the catalogs know it
+ * ----------
+ */
+extern Oid	tasksched_extension_oid(void);
+extern void tasksched_extension_check(void);
+extern Oid	tasksched_schema_oid(void);
+extern Oid	tasksched_type_oid(const char *name);
+extern bool tasksched_caller_is_admin(void);
+extern const char *tasksched_status_name(TaskStatus status);
+extern Datum tasksched_status_datum(TaskStatus status);
+extern TaskStatus tasksched_status_from_datum(Datum status);
+
+/* ----------
  * store.c: the only SQL on our tables
  * ----------
  */
@@ -395,12 +418,6 @@ typedef enum PutBack
 
 extern void tasksched_begin(void);
 extern void tasksched_commit(void);
-extern void tasksched_store_check_extension(void);
-extern Oid	tasksched_store_extension(void);
-extern bool tasksched_caller_is_admin(void);
-extern Oid	tasksched_type_oid(const char *name);
-extern Datum tasksched_status_datum(TaskStatus status);
-extern TaskStatus tasksched_status_from_datum(Datum status);
 
 extern int64 tasksched_store_installation(void);
 extern void tasksched_store_set_installation(void);

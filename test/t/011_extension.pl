@@ -163,7 +163,9 @@ sub make_new_version
 	my $control = slurp_file("$copy/tasksched.control");
 	$control =~ s/default_version = '.*'/default_version = '$new'/ or die;
 	write_file("$copy/tasksched.control", $control);
-	utime(0, 0, "$copy/tasksched.control");	# for make: of the library, store.c alone knows the version
+	# for make: of the library, extension.c alone knows the version
+	utime(0, 0, "$copy/tasksched.control");
+	utime(undef, undef, "$copy/src/extension.c");
 
 	my $store = slurp_file("$copy/src/store.c");
 	$store =~ s/t\.updated_at, t\.finished_at"/t.updated_at, t.finished_at, t.remark"/ or die;
