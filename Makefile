@@ -28,7 +28,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 endif
 
-$(OBJS): src/compat.h src/tasksched.h tasksched.control
+$(OBJS): src/compat.h src/scheduler.h src/tasksched.h tasksched.control
 
 .PHONY: test torture load demo lint coverage
 

@@ -578,7 +578,7 @@ tasksched_task_is_running(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 	{
 		if (slots[i].state == SLOT_RUNNING &&
-			memcmp(&slots[i].task.id, PG_GETARG_UUID_P(0), sizeof(pg_uuid_t)) == 0)
+			tasksched_same_task(&slots[i].task.id, PG_GETARG_UUID_P(0)))
 			PG_RETURN_BOOL(tasksched_role_visible(slots[i].owner));
 	}
 	PG_RETURN_BOOL(false);

@@ -13,23 +13,10 @@
  *
  * and then sleeps until the earliest reason.  An idle scheduler holds no
  * transaction and runs no query between two scans.
- *
- * A task is claimed for a worker that waits for it, never for one that has yet
- * to come: so a lack of worker slots costs no attempt and needs no undoing, and
- * a task that is active is really being run.  A worker is started a little
- * ahead of the due time.
- *
- * Of each queue (the scheduled tasks of one priority, by due time) the
- * scheduler remembers the place up to which everything has been claimed or is
- * blocked, so that it never steps again over the dead index entries that claims
- * leave behind.  A commit that schedules a task before that place, or that had
- * locked one, brings its due time along and moves the place back.
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_authid.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -41,19 +28,11 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "tasksched.h"
-
-/* A worker is started so long before the due time of its task */
-#define LEAD_US INT64CONST(100000)
-
-/* Tasks looked at in one query, and at the most in one round */
-#define PEEK_ROWS 64
-#define PEEK_ROUND_ROWS 10000
+#include "scheduler.h"
 
 #define PURGE_ROWS 1000
 
@@ -61,55 +40,14 @@
 #define SET_BACK_US USECS_PER_SEC
 #define BRING_FORWARD_ROWS 1000
 
-/* How often to try again while no worker slot is free */
-#define SLOT_RETRY_US INT64CONST(250000)
-
-/* How often to try again while the server can't start a process */
-#define PROCESS_RETRY_US USECS_PER_SEC
-
-/* A slot that an earlier scheduler reserved, and whose worker has not come */
-#define START_TIMEOUT_US (60 * USECS_PER_SEC)
-
 /* A cancelled action that goes on: interrupt it again, and then terminate */
 #define INTERRUPT_AGAIN_US USECS_PER_SEC
 #define INTERRUPTS_BEFORE_TERMINATE 3
-
-/* An owner whose workers failed is remembered for so long after it might be tried again */
-#define FAILING_KEPT_US USECS_PER_HOUR
 
 /* Retry after an error, and how long nothing but that wakes us; or of a row that somebody holds */
 #define ERROR_RETRY_MAX 6
 #define ERROR_PAUSE_US USECS_PER_SEC
 #define LOCKED_RETRY_US USECS_PER_SEC
-
-/* The scheduled tasks of one priority */
-typedef struct Queue
-{
-	int16		priority;
-	TimestampTz after_run_at;	/* everything up to here is claimed or blocked */
-	pg_uuid_t	after_id;
-	bool		due;			/* there may be tasks to launch or to start workers for */
-	TimestampTz future;			/* no other is due before; DT_NOBEGIN = not known */
-	TimestampTz soon;			/* first one seen that is only about to be due */
-} Queue;
-
-/* What this scheduler knows of a slot, beside what the slot says */
-typedef struct SlotNote
-{
-	BackgroundWorkerHandle *handle; /* until the worker has attached */
-	uint32		generation;		/* of our last reservation */
-	int			interrupts;		/* sent to the task in the slot */
-	TaskRef		interrupted;
-	TimestampTz interrupt_at;	/* when to send the next */
-} SlotNote;
-
-/* An owner whose workers fail to start */
-typedef struct FailingOwner
-{
-	Oid			owner;			/* hash key */
-	int			failures;
-	TimestampTz not_before;
-} FailingOwner;
 
 /* A task that was reported as stuck */
 typedef struct StuckNote
@@ -118,18 +56,21 @@ typedef struct StuckNote
 	TimestampTz warned_at;
 } StuckNote;
 
+/* The interruption of the task in a slot */
+typedef struct InterruptNote
+{
+	int			sent;			/* 0 = none is called for; else one more than were sent */
+	TaskRef		task;
+	TimestampTz next_at;		/* when to send the next */
+} InterruptNote;
+
 static Oid	extension;			/* its OID when we started */
 
-static Queue *queues;
-static int	nqueues;
-static SlotNote *notes;
-static HTAB *failing;
+static InterruptNote *interrupts;	/* for each slot */
 static HTAB *stuck;
 
 static TimestampTz last_scan = 0;
 static TimestampTz next_scan = 0;
-static TimestampTz retry_at = DT_NOEND; /* of something that could not be done */
-static TimestampTz revisit_at = DT_NOEND;	/* when to look again at tasks that were passed by */
 static TimestampTz round_at = 0;	/* when the last round began */
 static TimestampTz latest = 0;	/* the latest time that the clock has shown */
 static TimestampTz last_busy;
@@ -137,336 +78,32 @@ static bool for_net;			/* started only to have a look */
 static bool paused;
 static bool purging;
 static bool bringing_forward;
-static Lack lack;				/* what due tasks wait for */
-static bool no_process;			/* the server could not start the last worker ... */
-static TimestampTz process_retry_at;	/* ... and this is when to try again */
 
-static MemoryContext queue_cxt;
-static MemoryContext round_cxt;
-
-/* this round's view of the slots */
-static TaskSlot *slots;
-static int	nslots;
+Round		tasksched_round;
 
 static void
 refresh_slots(void)
 {
-	MemoryContext old = MemoryContextSwitchTo(round_cxt);
+	MemoryContext old = MemoryContextSwitchTo(tasksched_round.cxt);
 
-	slots = tasksched_slots_copy(MyDatabaseId, &nslots);
+	tasksched_round.slots = tasksched_slots_copy(MyDatabaseId, &tasksched_round.nslots);
 	MemoryContextSwitchTo(old);
 }
 
-static int
-count_slots(SlotState state)
+int
+tasksched_count_slots(SlotState state)
 {
 	int			n = 0;
 
-	for (int i = 0; i < nslots; i++)
-		n += slots[i].state == state;
+	for (int i = 0; i < tasksched_round.nslots; i++)
+		n += tasksched_round.slots[i].state == state;
 	return n;
 }
 
-static bool
-same_task(const pg_uuid_t *a, const pg_uuid_t *b)
+void
+tasksched_retry_by(TimestampTz at)
 {
-	return memcmp(a, b, sizeof(pg_uuid_t)) == 0;
-}
-
-static void
-retry_by(TimestampTz at)
-{
-	retry_at = Min(retry_at, at);
-}
-
-/* ----------
- * Queues
- * ----------
- */
-
-/* Forget what is known of the queues: read them from the start */
-static void
-reset_queues(const int16 *priorities, int n)
-{
-	MemoryContextReset(queue_cxt);
-	queues = MemoryContextAllocZero(queue_cxt, (n + 1) * sizeof(Queue));
-	nqueues = 0;
-	for (int i = 0; i < n; i++)
-		queues[nqueues++].priority = priorities[i];
-	if (n == 0)
-		nqueues = 1;			/* the usual priority, for what comes */
-	for (int i = 0; i < nqueues; i++)
-	{
-		queues[i].after_run_at = DT_NOBEGIN;
-		queues[i].due = true;
-		queues[i].future = DT_NOBEGIN;
-		queues[i].soon = DT_NOEND;
-	}
-}
-
-/* Go back to the start of all queues */
-static void
-rewind_queues(void)
-{
-	for (int i = 0; i < nqueues; i++)
-	{
-		queues[i].after_run_at = DT_NOBEGIN;
-		queues[i].due = true;
-	}
-}
-
-/* A task with this due time has come, or was locked when we passed by */
-static void
-note_due(TimestampTz run_at, TimestampTz now)
-{
-	for (int i = 0; i < nqueues; i++)
-	{
-		Queue	   *queue = &queues[i];
-
-		if (run_at <= queue->after_run_at)
-		{
-			queue->after_run_at = run_at;
-			memset(&queue->after_id, 0, sizeof(pg_uuid_t));
-		}
-		if (run_at <= now + LEAD_US)
-			queue->due = true;
-		else
-			queue->future = Min(queue->future, run_at);
-	}
-}
-
-/* The earliest due time that is still to come; DT_NOEND if there is none */
-static TimestampTz
-next_due(void)
-{
-	TimestampTz next = DT_NOEND;
-
-	for (int i = 0; i < nqueues; i++)
-	{
-		next = Min(next, queues[i].future);
-		if (queues[i].due)
-			next = Min(next, queues[i].soon);
-	}
-	return next;
-}
-
-static bool
-anything_due(void)
-{
-	for (int i = 0; i < nqueues; i++)
-	{
-		if (queues[i].due)
-			return true;
-	}
-	return false;
-}
-
-/* ----------
- * Workers
- * ----------
- */
-
-static FailingOwner *
-find_failing(Oid owner)
-{
-	return hash_search(failing, &owner, HASH_FIND, NULL);
-}
-
-/* Is it too early to try again? */
-static bool
-must_wait(const FailingOwner *entry, TimestampTz now)
-{
-	return tasksched_is_ahead(entry->not_before, now, tasksched_setback_delay(entry->failures));
-}
-
-/* A worker of this owner is there, or has ended before it was */
-static void
-note_start(Oid owner, bool success)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	FailingOwner *entry;
-	bool		found;
-
-	if (success)
-	{
-		(void) hash_search(failing, &owner, HASH_REMOVE, NULL);
-		return;
-	}
-	entry = hash_search(failing, &owner, HASH_ENTER, &found);
-	if (!found)
-		entry->failures = 0;
-	else if (must_wait(entry, now))
-		return;					/* several were started at once: they failed once */
-	entry->failures++;
-	entry->not_before = now + tasksched_setback_delay(entry->failures);
-}
-
-/* Forget the owners that have not been tried again for long: they have no tasks */
-static void
-forget_failing(TimestampTz now)
-{
-	HASH_SEQ_STATUS seq;
-	FailingOwner *entry;
-
-	hash_seq_init(&seq, failing);
-	while ((entry = hash_seq_search(&seq)) != NULL)
-	{
-		if (now - entry->not_before > FAILING_KEPT_US)
-			(void) hash_search(failing, &entry->owner, HASH_REMOVE, NULL);
-	}
-}
-
-static void
-forget_handle(SlotNote *note)
-{
-	pfree(note->handle);
-	note->handle = NULL;
-}
-
-/* Tell an idle worker of another owner to make room */
-static void
-dismiss_idle_worker(Oid owner)
-{
-	for (int i = 0; i < nslots; i++)
-	{
-		if (slots[i].state == SLOT_IDLE && slots[i].owner != owner && !slots[i].quit)
-		{
-			tasksched_slot_quit(i);
-			slots[i].quit = true;
-			return;
-		}
-	}
-}
-
-/* The server could not start a process for a worker: that is not its owner's doing */
-static void
-note_no_process(Oid owner)
-{
-	no_process = true;
-	process_retry_at = GetCurrentTimestamp() + PROCESS_RETRY_US;
-	dismiss_idle_worker(owner);
-	tasksched_log_no_process();
-}
-
-/* See what has become of the workers that were started */
-static void
-check_starting(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	for (int i = 0; i < nslots; i++)
-	{
-		SlotNote   *note = &notes[i];
-		bool		starting = slots[i].state == SLOT_STARTING &&
-			(note->handle == NULL || slots[i].generation == note->generation);
-		pid_t		pid;
-
-		if (note->handle != NULL && !starting)
-		{
-			if (slots[i].generation == note->generation)
-			{
-				if (slots[i].pid != 0 && !slots[i].came)
-					continue;	/* connected, but it may still fail */
-				note_start(slots[i].owner, slots[i].came);
-			}
-			no_process = false;
-			forget_handle(note);
-		}
-		else if (note->handle != NULL)
-		{
-			if (GetBackgroundWorkerPid(note->handle, &pid) != BGWH_STOPPED)
-				continue;
-			if (!tasksched_slot_release(i, note->generation))
-				continue;		/* it has come and gone since we looked */
-			note_no_process(slots[i].owner);
-			forget_handle(note);
-			slots[i].state = SLOT_FREE;
-		}
-		else if (starting && slots[i].pid == 0 &&
-				 (slots[i].generation == note->generation ||
-				  !tasksched_is_ahead(slots[i].since + START_TIMEOUT_US, now, START_TIMEOUT_US)))
-		{
-			/* an error kept us from registering it; or it was an earlier scheduler's */
-			(void) tasksched_slot_release(i, slots[i].generation);
-			slots[i].state = SLOT_FREE;
-		}
-	}
-}
-
-/* No background worker could be registered: that is normal, and temporary */
-static void
-note_no_slot(Oid owner)
-{
-	lack = LACK_SLOT;
-	retry_by(GetCurrentTimestamp() + SLOT_RETRY_US);
-	dismiss_idle_worker(owner);
-	tasksched_shortage_begin();
-}
-
-/* Read what a worker has to know of its owner; false if the role is gone */
-static bool
-owner_is_superuser(Oid owner, bool *superuser)
-{
-	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
-
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	*superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
-	ReleaseSysCache(tuple);
-	return true;
-}
-
-/* Start a worker; in a transaction; false if none can be started now */
-static bool
-start_worker(Oid owner)
-{
-	WorkerArgs	args = {.dboid = MyDatabaseId, .owner = owner};
-	BackgroundWorker worker = {0};
-	SlotNote   *note;
-	MemoryContext old;
-	bool		ok;
-
-	if (!owner_is_superuser(owner, &args.superuser))
-		return true;
-	/* a change after this, even before the worker has connected, makes it outdated */
-	args.settings = tasksched_settings_fingerprint(owner);
-	args.slot = tasksched_slot_reserve(owner, &args.generation);
-	if (args.slot < 0)
-	{
-		note_no_slot(owner);
-		return false;
-	}
-
-	note = &notes[args.slot];
-	if (note->handle != NULL)
-		forget_handle(note);
-	note->generation = args.generation;
-	TASKSCHED_FAULT_POINT("slot reserved");
-
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "tasksched_worker_main", BGW_MAXLEN);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "tasksched worker for role %u in database %u",
-			 owner, MyDatabaseId);
-	strlcpy(worker.bgw_type, "tasksched worker", BGW_MAXLEN);
-	worker.bgw_notify_pid = MyProcPid;
-	StaticAssertStmt(sizeof(WorkerArgs) <= BGW_EXTRALEN, "WorkerArgs too large");
-	memcpy(worker.bgw_extra, &args, sizeof(args));
-
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	ok = RegisterDynamicBackgroundWorker(&worker, &note->handle);
-	MemoryContextSwitchTo(old);
-	if (!ok)
-	{
-		note->handle = NULL;
-		(void) tasksched_slot_release(args.slot, args.generation);
-		note_no_slot(owner);
-		return false;
-	}
-	TASKSCHED_FAULT_POINT("worker registered");
-	return true;
+	tasksched_round.retry_at = Min(tasksched_round.retry_at, at);
 }
 
 /* ----------
@@ -475,8 +112,8 @@ start_worker(Oid owner)
  */
 
 /* Put a task back; a transaction of its own */
-static PutBack
-put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
+PutBack
+tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 {
 	PutBack		done;
 
@@ -488,7 +125,7 @@ put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	tasksched_commit();
 	TASKSCHED_FAULT_POINT("task put back");
 	if (done == PUT_BACK_LOCKED)
-		retry_by(GetCurrentTimestamp() + LOCKED_RETRY_US);
+		tasksched_retry_by(GetCurrentTimestamp() + LOCKED_RETRY_US);
 	return done;
 }
 
@@ -501,23 +138,24 @@ reap(void)
 {
 	bool		unclear = false;
 
-	for (int i = 0; i < nslots; i++)
+	for (int i = 0; i < tasksched_round.nslots; i++)
 	{
+		TaskSlot   *slot = &tasksched_round.slots[i];
 		PutBack		done;
 
-		if (slots[i].state != SLOT_DEAD)
+		if (slot->state != SLOT_DEAD)
 			continue;
-		done = put_back(&slots[i].task, slots[i].end, false);
+		done = tasksched_put_back(&slot->task, slot->end, false);
 		if (done == PUT_BACK_LOCKED)
 			continue;
-		if (slots[i].end == END_CRASHED)
+		if (slot->end == END_CRASHED)
 			ereport(LOG,
 					(errmsg("tasksched task %s (action \"%s\") ended its worker process",
-							tasksched_uuid_out(&slots[i].task.id), slots[i].action)));
+							tasksched_uuid_out(&slot->task.id), slot->action)));
 		if (done == PUT_BACK_NOT_HELD)
 			unclear = true;		/* perhaps the next stage was claimed already */
 		tasksched_slot_reaped(i);
-		slots[i].state = SLOT_FREE;
+		slot->state = SLOT_FREE;
 	}
 	return unclear;
 }
@@ -531,7 +169,7 @@ reap_suspects(void)
 
 	for (int i = 0; i < n; i++)
 	{
-		if (put_back(&suspects[i].task, END_CRASHED, true) == PUT_BACK_LOCKED)
+		if (tasksched_put_back(&suspects[i].task, END_CRASHED, true) == PUT_BACK_LOCKED)
 			continue;
 		ereport(LOG,
 				(errmsg("tasksched task %s crashed the server",
@@ -545,18 +183,36 @@ reap_suspects(void)
  * ----------
  */
 
+static bool
+has_task(const TaskSlot *slot)
+{
+	return slot->state == SLOT_READY || slot->state == SLOT_RUNNING;
+}
+
+/* Begin to interrupt the task in a slot, unless that is under way */
+static void
+call_for_interrupt(InterruptNote *note, const TaskRef *task)
+{
+	if (note->sent > 0 && note->task.launch == task->launch &&
+		tasksched_same_task(&note->task.id, &task->id))
+		return;
+	note->task = *task;
+	note->sent = 1;
+	note->next_at = 0;
+}
+
 /* Find running launches that no longer hold their tasks; interrupt them */
 static void
 check_superseded(void)
 {
-	TaskRef    *running = palloc(nslots * sizeof(TaskRef));
-	TaskRef    *superseded = palloc(nslots * sizeof(TaskRef));
+	TaskRef    *running = palloc(tasksched_round.nslots * sizeof(TaskRef));
+	TaskRef    *superseded = palloc(tasksched_round.nslots * sizeof(TaskRef));
 	int			n = 0;
 
-	for (int i = 0; i < nslots; i++)
+	for (int i = 0; i < tasksched_round.nslots; i++)
 	{
-		if (slots[i].state == SLOT_READY || slots[i].state == SLOT_RUNNING)
-			running[n++] = slots[i].task;
+		if (has_task(&tasksched_round.slots[i]))
+			running[n++] = tasksched_round.slots[i].task;
 	}
 	if (n == 0)
 		return;
@@ -567,19 +223,12 @@ check_superseded(void)
 
 	for (int i = 0; i < n; i++)
 	{
-		for (int j = 0; j < nslots; j++)
+		for (int j = 0; j < tasksched_round.nslots; j++)
 		{
-			SlotNote   *note = &notes[j];
+			const TaskSlot *slot = &tasksched_round.slots[j];
 
-			if ((slots[j].state != SLOT_READY && slots[j].state != SLOT_RUNNING) ||
-				!same_task(&slots[j].task.id, &superseded[i].id))
-				continue;
-			if (note->interrupts > 0 && note->interrupted.launch == superseded[i].launch &&
-				same_task(&note->interrupted.id, &superseded[i].id))
-				continue;		/* under way */
-			note->interrupted = superseded[i];
-			note->interrupts = 1;
-			note->interrupt_at = 0;
+			if (has_task(slot) && tasksched_same_task(&slot->task.id, &superseded[i].id))
+				call_for_interrupt(&interrupts[j], &superseded[i]);
 		}
 	}
 }
@@ -590,20 +239,19 @@ send_interrupts(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	for (int i = 0; i < nslots; i++)
+	for (int i = 0; i < tasksched_round.nslots; i++)
 	{
-		SlotNote   *note = &notes[i];
+		InterruptNote *note = &interrupts[i];
 
-		if (note->interrupts == 0 ||
-			tasksched_is_ahead(note->interrupt_at, now, INTERRUPT_AGAIN_US))
+		if (note->sent == 0 || tasksched_is_ahead(note->next_at, now, INTERRUPT_AGAIN_US))
 			continue;
-		if (!tasksched_slot_interrupt(i, &note->interrupted,
-									  note->interrupts > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
-			note->interrupts = 0;	/* it has ended */
+		if (!tasksched_slot_interrupt(i, &note->task,
+									  note->sent > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
+			note->sent = 0;		/* it has ended */
 		else
 		{
-			note->interrupts++;
-			note->interrupt_at = now + INTERRUPT_AGAIN_US;
+			note->sent++;
+			note->next_at = now + INTERRUPT_AGAIN_US;
 		}
 	}
 }
@@ -654,7 +302,7 @@ resume_orphans(void)
 	int			n;
 
 	tasksched_begin();
-	MemoryContextSwitchTo(round_cxt);
+	MemoryContextSwitchTo(tasksched_round.cxt);
 	n = tasksched_store_active(&tasks);
 	tasksched_commit();
 
@@ -662,9 +310,10 @@ resume_orphans(void)
 	{
 		bool		held = false;
 
-		for (int j = 0; j < nslots && !held; j++)
-			held = slots[j].state >= SLOT_READY && same_task(&slots[j].task.id, &tasks[i].id);
-		if (!held && put_back(&tasks[i], END_TERMINATED, false) == PUT_BACK_LOCKED)
+		for (int j = 0; j < tasksched_round.nslots && !held; j++)
+			held = tasksched_round.slots[j].state >= SLOT_READY &&
+				tasksched_same_task(&tasksched_round.slots[j].task.id, &tasks[i].id);
+		if (!held && tasksched_put_back(&tasks[i], END_TERMINATED, false) == PUT_BACK_LOCKED)
 			all = false;
 	}
 	return all;
@@ -678,7 +327,7 @@ purge(void)
 	purging = tasksched_store_purge(PURGE_ROWS) == PURGE_ROWS;
 	tasksched_commit();
 	if (purging)
-		retry_by(GetCurrentTimestamp());
+		tasksched_retry_by(GetCurrentTimestamp());
 }
 
 /*
@@ -696,9 +345,9 @@ bring_forward(TimestampTz now)
 	tasksched_commit();
 	bringing_forward = n == BRING_FORWARD_ROWS;
 	if (bringing_forward)
-		retry_by(now);
+		tasksched_retry_by(now);
 	if (n > 0)
-		note_due(now, now);
+		tasksched_queues_note_due(now, now);
 }
 
 /* Warn of tasks that are active without an update, once a day for each */
@@ -713,7 +362,7 @@ warn_of_stuck(void)
 	int			n;
 
 	tasksched_begin();
-	MemoryContextSwitchTo(round_cxt);
+	MemoryContextSwitchTo(tasksched_round.cxt);
 	n = tasksched_store_stuck(&ids, &actions);
 	tasksched_commit();
 
@@ -749,299 +398,20 @@ scan(void)
 
 	check_superseded();
 	warn_of_stuck();
-	forget_failing(GetCurrentTimestamp());
+	tasksched_forget_failing(GetCurrentTimestamp());
 
 	tasksched_begin();
-	MemoryContextSwitchTo(round_cxt);
+	MemoryContextSwitchTo(tasksched_round.cxt);
 	paused = tasksched_store_get_paused();
 	n = tasksched_store_priorities(&priorities);
 	tasksched_commit();
-	reset_queues(priorities, n);
+	tasksched_queues_reset(priorities, n);
 
 	last_scan = GetCurrentTimestamp();
 	next_scan = all_resumed ? TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval) :
 		last_scan + LOCKED_RETRY_US;
 	purging = true;
 	bringing_forward = last_scan < latest - SET_BACK_US;
-}
-
-/* ----------
- * Claim
- * ----------
- */
-
-/* How many workers an owner lacks in this round */
-typedef struct Demand
-{
-	Oid			owner;
-	int			wanted;
-} Demand;
-
-/* What is gathered in one round of claims */
-typedef struct Round
-{
-	int			capacity;		/* tasks that may still be claimed */
-	int			nchosen;
-	pg_uuid_t  *ids;			/* of the tasks to claim ... */
-	const struct BlockedNote **notes;	/* ... what is known of their actions ... */
-	int		   *slots;			/* ... and the slots of their workers */
-	int			ndemands;
-	Demand	   *demands;
-	List	   *reasons;		/* BlockedNote */
-} Round;
-
-/* Whether the tasks of an action and an owner can be launched */
-typedef struct BlockedNote
-{
-	char		action[NAMEDATALEN];
-	Oid			owner;
-	bool		foreign;
-	bool		blocked;
-	Action		function;		/* what to call, unless blocked */
-} BlockedNote;
-
-/* Is a candidate blocked?  The answer is the same for all of its kind. */
-static const BlockedNote *
-look_up_blocked(Round *round, const Candidate *c)
-{
-	ListCell   *lc;
-	BlockedNote *note;
-
-	foreach(lc, round->reasons)
-	{
-		note = lfirst(lc);
-		if (note->owner == c->owner && note->foreign == c->foreign &&
-			strcmp(note->action, c->action) == 0)
-			return note;
-	}
-	note = palloc(sizeof(BlockedNote));
-	strlcpy(note->action, c->action, NAMEDATALEN);
-	note->owner = c->owner;
-	note->foreign = c->foreign;
-	note->blocked = tasksched_task_blocked(c->action, c->owner, c->foreign, &note->function) != NULL;
-	round->reasons = lcons(note, round->reasons);
-	return note;
-}
-
-/* An idle worker of the owner, in this round's view of the slots; or -1 */
-static int
-find_idle(Oid owner)
-{
-	for (int i = 0; i < nslots; i++)
-	{
-		if (slots[i].state == SLOT_IDLE && slots[i].owner == owner && !slots[i].quit)
-			return i;
-	}
-	return -1;
-}
-
-static void
-add_demand(Round *round, Oid owner)
-{
-	for (int i = 0; i < round->ndemands; i++)
-	{
-		if (round->demands[i].owner == owner)
-		{
-			round->demands[i].wanted++;
-			return;
-		}
-	}
-	round->demands[round->ndemands].owner = owner;
-	round->demands[round->ndemands++].wanted = 1;
-}
-
-/*
- * Deal with one candidate; returns whether it is done with, so that the place
- * in the queue may pass it.
- */
-static bool
-consider(Round *round, Queue *queue, const Candidate *c, TimestampTz now)
-{
-	const BlockedNote *note = look_up_blocked(round, c);
-	FailingOwner *fails = find_failing(c->owner);
-	int			slot = find_idle(c->owner);
-
-	if (note->blocked)
-		return true;			/* the next scan looks again */
-	if (slot < 0 && fails != NULL && must_wait(fails, now))
-	{
-		revisit_at = Min(revisit_at, fails->not_before);
-		return true;
-	}
-	round->capacity--;
-	if (slot >= 0 && c->run_at <= now)
-	{
-		round->ids[round->nchosen] = c->id;
-		round->notes[round->nchosen] = note;
-		round->slots[round->nchosen++] = slot;
-		slots[slot].state = SLOT_READY; /* taken: nobody else's, nor to be dismissed */
-		return true;
-	}
-	if (c->run_at > now)
-		queue->soon = Min(queue->soon, c->run_at);
-	if (slot < 0)
-		add_demand(round, c->owner);
-	return false;
-}
-
-/* Look through a queue for tasks to claim */
-static void
-look_through(Round *round, Queue *queue, TimestampTz now)
-{
-	Candidate  *candidates = palloc(PEEK_ROWS * sizeof(Candidate));
-	TimestampTz from = queue->after_run_at;
-	pg_uuid_t	from_id = queue->after_id;
-	bool		all_passed = true;
-	int			seen = 0;
-	int			n;
-
-	queue->soon = DT_NOEND;
-	do
-	{
-		CHECK_FOR_INTERRUPTS();
-		n = tasksched_store_peek(queue->priority, from, &from_id, now + LEAD_US,
-								 PEEK_ROWS, candidates);
-		for (int i = 0; i < n && round->capacity > 0; i++)
-		{
-			if (!consider(round, queue, &candidates[i], now))
-				all_passed = false;
-			else if (all_passed)
-			{
-				queue->after_run_at = candidates[i].run_at;
-				queue->after_id = candidates[i].id;
-			}
-		}
-		if (n > 0)
-		{
-			from = candidates[n - 1].run_at;
-			from_id = candidates[n - 1].id;
-		}
-		seen += n;
-	} while (n == PEEK_ROWS && round->capacity > 0 && seen < PEEK_ROUND_ROWS);
-
-	/* anything left, here or further on? */
-	queue->due = !all_passed || n == PEEK_ROWS || round->capacity <= 0;
-	if (all_passed && round->capacity > 0 && n == PEEK_ROWS)
-		retry_by(now);
-	if (queue->future <= now + LEAD_US)
-		queue->future = tasksched_store_next_due(queue->priority, now + LEAD_US);
-}
-
-static const TaskRef *
-find_claimed(const TaskRef *claimed, int n, const pg_uuid_t *id)
-{
-	for (int i = 0; i < n; i++)
-	{
-		if (same_task(&claimed[i].id, id))
-			return &claimed[i];
-	}
-	return NULL;
-}
-
-/* Hand the claimed tasks to their workers */
-static void
-hand_over(const Round *round, const TaskRef *claimed, int n)
-{
-	for (int i = 0; i < round->nchosen; i++)
-	{
-		int			slot = round->slots[i];
-		const TaskRef *task = find_claimed(claimed, n, &round->ids[i]);
-
-		if (task != NULL &&
-			tasksched_slot_assign(slot, slots[slot].generation, task,
-								  round->notes[i]->action, &round->notes[i]->function))
-			continue;
-		slots[slot].state = SLOT_IDLE;
-		if (task != NULL)
-			(void) put_back(task, END_STALE, false);
-	}
-}
-
-/* Start the workers that are wanted, as far as the limit allows */
-static void
-start_workers(const Round *round)
-{
-	int			alive = count_slots(SLOT_STARTING) + count_slots(SLOT_IDLE) +
-		count_slots(SLOT_READY) + count_slots(SLOT_RUNNING);
-
-	if (no_process && round->ndemands > 0)
-	{
-		lack = LACK_PROCESS;
-		if (tasksched_is_ahead(process_retry_at, GetCurrentTimestamp(), PROCESS_RETRY_US))
-		{
-			retry_by(process_retry_at);
-			return;
-		}
-	}
-	for (int i = 0; i < round->ndemands; i++)
-	{
-		Demand	   *demand = &round->demands[i];
-		/* if the last one has failed, one will do to find out */
-		int			missing = find_failing(demand->owner) ? 1 : demand->wanted;
-
-		for (int j = 0; j < nslots; j++)
-			missing -= slots[j].state == SLOT_STARTING && slots[j].owner == demand->owner;
-		for (; missing > 0; missing--)
-		{
-			if (alive >= tasksched_max_running_tasks)
-			{
-				dismiss_idle_worker(demand->owner);
-				break;
-			}
-			if (!start_worker(demand->owner))
-				return;
-			alive++;
-			if (no_process)
-			{
-				/* one will do to find out */
-				process_retry_at = GetCurrentTimestamp() + PROCESS_RETRY_US;
-				return;
-			}
-		}
-	}
-}
-
-/* Claim what is due for the workers that wait, and start those that lack */
-static void
-claim(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	Round		round = {0};
-	TaskRef    *claimed;
-	int			nclaimed = 0;
-
-	lack = LACK_NOTHING;
-
-	for (int i = 0; i < nqueues; i++)
-	{
-		if (queues[i].future <= now + LEAD_US)
-			queues[i].due = true;
-	}
-	round.capacity = tasksched_max_running_tasks - count_slots(SLOT_READY) - count_slots(SLOT_RUNNING);
-	if (!anything_due() || round.capacity <= 0)
-		return;
-
-	round.ids = palloc(round.capacity * sizeof(pg_uuid_t));
-	round.notes = palloc(round.capacity * sizeof(BlockedNote *));
-	round.slots = palloc(round.capacity * sizeof(int));
-	round.demands = palloc(round.capacity * sizeof(Demand));
-	claimed = palloc(round.capacity * sizeof(TaskRef));
-
-	tasksched_begin();
-	MemoryContextSwitchTo(round_cxt);
-	for (int i = 0; i < nqueues && round.capacity > 0; i++)
-	{
-		if (queues[i].due)
-			look_through(&round, &queues[i], now);
-	}
-	if (round.nchosen > 0)
-		nclaimed = tasksched_store_claim(round.ids, round.nchosen, claimed);
-	start_workers(&round);
-	tasksched_commit();
-
-	if (nclaimed > 0)
-		TASKSCHED_FAULT_POINT("task claimed");
-	hand_over(&round, claimed, nclaimed);
 }
 
 /* ----------
@@ -1052,32 +422,25 @@ claim(void)
 static bool
 is_launching(void)
 {
-	return tasksched_enabled && !paused && anything_due();
+	return tasksched_enabled && !paused && tasksched_queues_due();
 }
 
 /* Is there more than idle workers? */
 static bool
 is_busy(void)
 {
-	return is_launching() || count_slots(SLOT_FREE) + count_slots(SLOT_IDLE) < nslots;
+	return is_launching() ||
+		tasksched_count_slots(SLOT_FREE) + tasksched_count_slots(SLOT_IDLE) < tasksched_round.nslots;
 }
 
 static void
 report(void)
 {
 	Oid			owners[MAX_FAILING_OWNERS] = {0};
-	int			n = 0;
-	HASH_SEQ_STATUS seq;
-	FailingOwner *entry;
 
-	hash_seq_init(&seq, failing);
-	while ((entry = hash_seq_search(&seq)) != NULL)
-	{
-		if (n < MAX_FAILING_OWNERS)
-			owners[n++] = entry->owner;
-	}
-	tasksched_database_report(tasksched_enabled && !paused ? next_due() : DT_NOEND, last_scan,
-							  is_busy(), paused, lack, owners);
+	tasksched_failing_owners(owners, MAX_FAILING_OWNERS);
+	tasksched_database_report(tasksched_enabled && !paused ? tasksched_queues_next_due() : DT_NOEND,
+							  last_scan, is_busy(), paused, tasksched_round.lack, owners);
 }
 
 /* One round */
@@ -1091,25 +454,19 @@ scheduler_round(void)
 
 	/* the clock may have gone back */
 	next_scan = Min(next_scan, TimestampTzPlusMilliseconds(now, tasksched_reconcile_interval));
-	if (revisit_at != DT_NOEND)
-		revisit_at = Min(revisit_at, next_scan);
 	last_busy = Min(last_busy, now);
 	if (now < round_at - SET_BACK_US)
 		next_scan = now;
 	round_at = now;
 	latest = Max(latest, now);
 
-	retry_at = DT_NOEND;
+	tasksched_round.retry_at = DT_NOEND;
 	refresh_slots();
 	if (wake_run_at != DT_NOEND)
-		note_due(wake_run_at, now);
-	if (now >= revisit_at)
-	{
-		revisit_at = DT_NOEND;
-		rewind_queues();
-	}
+		tasksched_queues_note_due(wake_run_at, now);
+	tasksched_queues_revisit(now, next_scan);
 
-	check_starting();
+	tasksched_check_starting();
 	afresh = now >= next_scan || (wake & WAKE_SCAN);
 	if (afresh)
 		check_extension();		/* before all else: it may not be there any more */
@@ -1124,7 +481,7 @@ scheduler_round(void)
 		bring_forward(now);
 	TASKSCHED_FAULT_POINT("tasks reaped");
 	if (tasksched_enabled && !paused)
-		claim();
+		tasksched_claim_due();
 	if (purging)
 		purge();
 	report();
@@ -1149,7 +506,7 @@ check_exit(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (is_launching() || count_slots(SLOT_FREE) < nslots)
+	if (is_launching() || tasksched_count_slots(SLOT_FREE) < tasksched_round.nslots)
 		last_busy = now;
 
 	check_yield(is_busy());
@@ -1165,25 +522,16 @@ check_exit(void)
 static TimestampTz
 next_reason(void)
 {
-	TimestampTz next = Min(next_scan, Min(retry_at, revisit_at));
+	TimestampTz next = Min(next_scan, tasksched_round.retry_at);
 
-	for (int i = 0; i < nslots; i++)
+	for (int i = 0; i < tasksched_round.nslots; i++)
 	{
-		if (notes[i].interrupts > 0)
-			next = Min(next, notes[i].interrupt_at);
+		if (interrupts[i].sent > 0)
+			next = Min(next, interrupts[i].next_at);
 	}
 	if (tasksched_enabled && !paused &&
-		count_slots(SLOT_READY) + count_slots(SLOT_RUNNING) < tasksched_max_running_tasks)
-	{
-		for (int i = 0; i < nqueues; i++)
-		{
-			/* first to start a worker, then to claim */
-			if (!TIMESTAMP_NOT_FINITE(queues[i].future))
-				next = Min(next, queues[i].future - LEAD_US);
-			if (queues[i].due)
-				next = Min(next, queues[i].soon);
-		}
-	}
+		tasksched_count_slots(SLOT_READY) + tasksched_count_slots(SLOT_RUNNING) < tasksched_max_running_tasks)
+		next = Min(next, tasksched_queues_next_reason());
 	return Min(next, last_busy + tasksched_scheduler_idle_timeout * USECS_PER_SEC);
 }
 
@@ -1247,16 +595,14 @@ static void
 initialize(void)
 {
 	HASHCTL		stuck_ctl = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(StuckNote)};
-	HASHCTL		failing_ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(FailingOwner)};
 	TimestampTz ignored;
 
 	pin_settings();
-	queue_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched queues", ALLOCSET_SMALL_SIZES);
-	round_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched round", ALLOCSET_DEFAULT_SIZES);
-	notes = MemoryContextAllocZero(TopMemoryContext, tasksched_slot_count() * sizeof(SlotNote));
+	tasksched_round.cxt = AllocSetContextCreate(TopMemoryContext, "tasksched round", ALLOCSET_DEFAULT_SIZES);
+	interrupts = MemoryContextAllocZero(TopMemoryContext, tasksched_slot_count() * sizeof(InterruptNote));
 	stuck = hash_create("tasksched stuck tasks", 16, &stuck_ctl, HASH_ELEM | HASH_BLOBS);
-	failing = hash_create("tasksched failing owners", 16, &failing_ctl, HASH_ELEM | HASH_BLOBS);
-	reset_queues(NULL, 0);
+	tasksched_queues_init();
+	tasksched_start_init();
 	last_busy = GetCurrentTimestamp();
 
 	/*
@@ -1296,7 +642,7 @@ recover(int errors)
 	HOLD_INTERRUPTS();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	MemoryContextSwitchTo(round_cxt);
+	MemoryContextSwitchTo(tasksched_round.cxt);
 	edata = CopyErrorData();
 	if (errors > 1 || !looks_dropped(edata->sqlerrcode))
 		EmitErrorReport();
@@ -1304,7 +650,7 @@ recover(int errors)
 	AbortCurrentTransaction();
 	tasksched_database_report_error(edata->message);
 	next_scan = 0;				/* whatever was noted may be lost */
-	retry_at = GetCurrentTimestamp() + tasksched_setback_delay(errors);
+	tasksched_round.retry_at = GetCurrentTimestamp() + tasksched_setback_delay(errors);
 	RESUME_INTERRUPTS();
 }
 
@@ -1344,7 +690,7 @@ tasksched_scheduler_main(Datum arg)
 
 		PG_TRY();
 		{
-			MemoryContextSwitchTo(round_cxt);
+			MemoryContextSwitchTo(tasksched_round.cxt);
 			scheduler_round();
 			check_exit();
 			then = next_reason();
@@ -1354,12 +700,12 @@ tasksched_scheduler_main(Datum arg)
 		{
 			errors = Min(errors + 1, ERROR_RETRY_MAX);
 			recover(errors);
-			then = retry_at;
+			then = tasksched_round.retry_at;
 		}
 		PG_END_TRY();
 
 		MemoryContextSwitchTo(TopMemoryContext);
-		MemoryContextReset(round_cxt);
+		MemoryContextReset(tasksched_round.cxt);
 		(void) pgstat_report_stat(true);
 		if (errors > 0)
 			check_yield(true);	/* the round did not come so far */

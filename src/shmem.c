@@ -820,7 +820,7 @@ tasksched_slot_interrupt(int i, const TaskRef *task, int signo)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if ((slot->state == SLOT_READY || slot->state == SLOT_RUNNING) &&
 		slot->task.launch == task->launch &&
-		memcmp(&slot->task.id, &task->id, sizeof(pg_uuid_t)) == 0)
+		tasksched_same_task(&slot->task.id, &task->id))
 	{
 		if (slot->state == SLOT_READY)
 			slot->superseded = true;

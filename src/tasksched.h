@@ -36,6 +36,12 @@ tasksched_next_launch(int32 launch)
 	return launch % PG_INT32_MAX + 1;
 }
 
+static inline bool
+tasksched_same_task(const pg_uuid_t *a, const pg_uuid_t *b)
+{
+	return memcmp(a, b, sizeof(pg_uuid_t)) == 0;
+}
+
 /* What an action takes and returns */
 typedef enum ActionArgs
 {

@@ -116,14 +116,14 @@ tasksched_in_action(void)
 bool
 tasksched_is_current_task(const pg_uuid_t *id)
 {
-	return current.in_action && memcmp(id, &current.ref.id, sizeof(pg_uuid_t)) == 0;
+	return current.in_action && tasksched_same_task(id, &current.ref.id);
 }
 
 /* Does this worker hold the task, in its action or around it? */
 bool
 tasksched_worker_holds(const pg_uuid_t *id)
 {
-	return current.ref.launch > 0 && memcmp(id, &current.ref.id, sizeof(pg_uuid_t)) == 0;
+	return current.ref.launch > 0 && tasksched_same_task(id, &current.ref.id);
 }
 
 static Staged *
