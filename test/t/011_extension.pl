@@ -185,8 +185,9 @@ SKIP:
 	skip 'the server that is tested is not a private copy', 1 unless -w $extensions && -w $libraries && -w $tree;
 
 	my $copy = make_new_version();
-	# not launch: as the server shuts down, a task may be resumed once more
-	my $columns = 'id, action, status, run_at, params, owner, attempt, crashes, created_at';
+	# as the server shuts down, a task that ran may be put back, or resumed once more
+	my $columns = q{id, action, params, owner, attempt, crashes, created_at,
+		CASE WHEN action <> 'hold' THEN (status, run_at, launch)::text END};
 	my %held;
 	my %later;
 
