@@ -488,9 +488,14 @@ call_text(const Action *action, int nargs, Oid *types)
 {
 	StringInfoData buf;
 	char	   *schema = get_namespace_name(get_func_namespace(action->function));
+	char	   *name = get_func_name(action->function);
 
+	if (schema == NULL || name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function with OID %u does not exist", action->function)));
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "CALL %s(", quote_qualified_identifier(schema, get_func_name(action->function)));
+	appendStringInfo(&buf, "CALL %s(", quote_qualified_identifier(schema, name));
 	for (int i = 0; i < nargs; i++)
 	{
 		types[i] = i == 1 ? BOOLOID :

@@ -388,6 +388,13 @@ sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to
 wait_for_status($node, $fleeting, 'complete', 'it runs when there is one again');
 is(field_of($node, $fleeting, 'launch, attempt, result'), '1|1|2', 'in its first launch');
 
+sql($node, q{CREATE PROCEDURE fleeting_procedure() LANGUAGE sql AS 'SELECT 1'; SELECT tasksched.register_action('fleeting_procedure', 'fleeting_procedure')});
+$fleeting = sql($node, q{SELECT tasksched.schedule_task('fleeting_procedure') FROM fault_arm('task read', 'stop')});
+wait_for_stop('task read');
+sql($node, q{DROP PROCEDURE fleeting_procedure(); SELECT fault_release('task read')});
+wait_for_status($node, $fleeting, 'failed', 'its procedure is dropped when its worker has looked for it: the task fails');
+is(field_of($node, $fleeting, q{crashes, error_details ->> 'sqlstate'}), '0|42883', 'since the procedure does not exist');
+
 sql($node, 'CREATE DATABASE moving');
 create_fixtures($node, 'moving');
 sql($node, q{SELECT fault_arm('worker started', 'stop')});
