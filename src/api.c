@@ -460,7 +460,8 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 			task_is_active(id, _("Use cancel_task() to stop it."));
 		if (task.status != STATUS_SCHEDULED)
 			break;
-		tasksched_wake_at_end(WAKE_DUE, Min(task.run_at, change.run_at));
+		tasksched_wake_at_end(WAKE_DUE, task.run_at);
+		tasksched_wake_at_end(WAKE_DUE, change.run_at);
 		if (tasksched_store_update_scheduled(id, &change))
 			PG_RETURN_BOOL(true);
 		before_next_look();

@@ -78,6 +78,14 @@ tasksched_queues_reset(const int16 *priorities, int n)
 	}
 }
 
+/* Tasks have come that are due later; we have been told of the earliest one alone */
+void
+tasksched_queues_note_later(void)
+{
+	for (int i = 0; i < nqueues; i++)
+		queues[i].future = DT_NOBEGIN;
+}
+
 /* If it is time to look again at tasks that were passed by, go back to the start of all queues */
 void
 tasksched_queues_revisit(TimestampTz now, TimestampTz at_the_latest)

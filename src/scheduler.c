@@ -464,6 +464,8 @@ scheduler_round(void)
 	refresh_slots();
 	if (wake_run_at != DT_NOEND)
 		tasksched_queues_note_due(wake_run_at, now);
+	if (wake & WAKE_LATER)
+		tasksched_queues_note_later();
 	tasksched_queues_revisit(now, next_scan);
 
 	tasksched_check_starting();

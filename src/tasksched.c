@@ -62,6 +62,8 @@ void
 tasksched_wake_at_commit(int flags, TimestampTz run_at)
 {
 	pending.flags |= flags;
+	if (run_at != DT_NOEND && run_at > GetCurrentTimestamp())
+		pending.flags |= WAKE_LATER;
 	pending.run_at = Min(pending.run_at, run_at);
 	pending.create = true;
 }
@@ -71,7 +73,7 @@ void
 tasksched_wake_at_end(int flags, TimestampTz run_at)
 {
 	tasksched_wake_at_commit(flags, run_at);
-	pending.abort_flags |= WAKE_DUE;
+	pending.abort_flags |= WAKE_DUE | (pending.flags & WAKE_LATER);
 }
 
 /*

@@ -73,6 +73,7 @@ typedef struct Action
 #define WAKE_DUE		0x01	/* a task may be due: see the wake's run_at */
 #define WAKE_CHECK		0x02	/* a running task may have been cancelled */
 #define WAKE_SCAN		0x04	/* anything may have changed: reconcile */
+#define WAKE_LATER		0x08	/* tasks will be due later, of which run_at is the earliest */
 
 /* ----------
  * tasksched.c: settings, hooks, what happens at a commit

@@ -33,7 +33,18 @@ foreach my $one (@ids)
 	wait_for_status($node, $one, 'complete', 'a task runs at its due time');
 	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
 }
+# those that come along with one that is due at once
+@ids = split /\n/, sql($node, q{SELECT tasksched.schedule_task('note', delay => d) FROM unnest('{0 s,0.8 s,1.5 s}'::interval[]) d});
+foreach my $one (@ids)
+{
+	wait_for_status($node, $one, 'complete', 'a task that was scheduled with an earlier one runs at its due time');
+	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
+}
 my $tomorrow = schedule($node, q{'note', delay => '1 day'});
+my $moved = schedule($node, q{'note', delay => '1 day'});
+sql($node, "SELECT tasksched.schedule_task('note'), tasksched.update_task('$moved', run_at => now() + interval '0.8 s')");
+wait_for_status($node, $moved, 'complete', 'one that gets an earlier due time beside it, too');
+is(field_of($node, $moved, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
 sql($node, "SELECT tasksched.update_task('$tomorrow', result => '1')");
 is(field_of($node, $tomorrow, 'status, launch'), 'scheduled|0', 'an update does not make a task run');
 sql($node, "SELECT tasksched.update_task('$tomorrow', run_at => now())");
