@@ -472,6 +472,7 @@ tasksched_launcher_main(Datum arg)
 			next_read > TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval))
 		{
 			read_databases();
+			SetLatch(MyLatch);	/* it may have waited for a lock, and reset the latch */
 			next_read = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval);
 		}
 

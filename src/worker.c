@@ -101,6 +101,7 @@ static MemoryContext launch_cxt;	/* reset after each launch */
 
 static WorkerArgs my_args;
 static volatile bool role_changed = false;
+static uint32 owner_hash;		/* of the owner's entry in the cache of roles */
 
 /* ----------
  * Staged changes
@@ -848,10 +849,12 @@ run_task(const TaskRef *task, Action *action)
  * ----------
  */
 
+/* A role has changed, or if there is no hash value, any of them may have */
 static void
 role_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
-	role_changed = true;
+	if (hashvalue == 0 || hashvalue == owner_hash)
+		role_changed = true;
 }
 
 /*
@@ -868,6 +871,7 @@ connect_as_owner(void)
 	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
 
 	StartTransactionCommand();
+	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(my_args.owner));
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(my_args.owner));
 	ok = HeapTupleIsValid(tuple) &&
 		((Form_pg_authid) GETSTRUCT(tuple))->rolsuper == my_args.superuser;

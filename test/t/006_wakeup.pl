@@ -51,6 +51,15 @@ sql($node, "SELECT tasksched.update_task('$tomorrow', run_at => now())");
 wait_for_status($node, $tomorrow, 'complete', 'but an earlier due time does');
 
 # ---------------------------------------------------------------------------
+# A warm worker stays if other roles change
+# ---------------------------------------------------------------------------
+wait_for_status($node, schedule($node, q{'note'}), 'complete', 'there is a worker');
+my $moment = sql($node, 'SELECT clock_timestamp()');
+sql($node, 'CREATE ROLE someone; ALTER ROLE someone SUPERUSER; ALTER ROLE someone RENAME TO somebody');
+wait_for_status($node, schedule($node, q{'note'}), 'complete', 'after a change of another role');
+is(sql($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND backend_start > '$moment'"), 0, 'it runs the next task');
+
+# ---------------------------------------------------------------------------
 # An idle scheduler runs no query
 # ---------------------------------------------------------------------------
 my $far = schedule($node, q{'note', delay => '2 h'});
