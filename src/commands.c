@@ -127,7 +127,8 @@ may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
 {
 	bool		owner = object_ownercheck(DatabaseRelationId, dboid, GetUserId());
 
-	if (dboid == MyDatabaseId || XactReadOnly)
+	/* one can copy the database that one is connected to, but not drop it */
+	if ((dboid == MyDatabaseId && !IsA(stmt, CreatedbStmt)) || XactReadOnly)
 		return false;
 	/* all but RENAME refuse to run in a transaction block */
 	if (!IsA(stmt, RenameStmt) && IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL))

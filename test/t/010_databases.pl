@@ -110,6 +110,12 @@ foreach my $n (1 .. 5)
 	is($stderr, '', "a copy is dropped as soon as it is made ($n)");
 }
 
+# a copy of the database that one is connected to
+be_idle('ours');
+(undef, my $refused) = try_sql($node, 'CREATE DATABASE copy TEMPLATE ours', db => 'ours', user => 'boss');
+is($refused, '', 'a copy is made from within');
+sql($node, 'DROP DATABASE copy');
+
 # the template that nobody names
 sql($node, 'CREATE EXTENSION tasksched', 'template1');
 scheduler_pid($node, 'template1');
