@@ -454,6 +454,7 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 	}
 
 	PreventCommandIfReadOnly("update_task()");
+	tasksched_store_lock(false);
 	while (tasksched_store_lookup(id, false, &task))
 	{
 		if (task.status == STATUS_ACTIVE)
@@ -477,6 +478,7 @@ tasksched_delete_task(PG_FUNCTION_ARGS)
 	TaskLookup	task;
 
 	PreventCommandIfReadOnly("delete_task()");
+	tasksched_store_lock(true);
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
 	{
 		if (task.status == STATUS_ACTIVE)
@@ -504,6 +506,7 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 				 errhint("Raise an exception, or return fail() or complete().")));
 
 	PreventCommandIfReadOnly("cancel_task()");
+	tasksched_store_lock(true);
 	while (id != NULL && tasksched_store_lookup(id, false, &task))
 	{
 		if (task.status != STATUS_SCHEDULED && task.status != STATUS_ACTIVE)
@@ -524,6 +527,7 @@ tasksched_retry_task(PG_FUNCTION_ARGS)
 	TaskLookup	task;
 
 	PreventCommandIfReadOnly("retry_task()");
+	tasksched_store_lock(true);
 	if (id == NULL || !tasksched_store_lookup(id, false, &task) ||
 		task.status == STATUS_SCHEDULED || task.status == STATUS_ACTIVE)
 		PG_RETURN_BOOL(false);

@@ -382,6 +382,7 @@ tasksched_claim_due(void)
 	claimed = palloc(claims.capacity * sizeof(TaskRef));
 
 	tasksched_begin();
+	tasksched_store_lock(false);
 	MemoryContextSwitchTo(tasksched_round.cxt);
 	for (int i = 0; i < nqueues && claims.capacity > 0; i++)
 	{

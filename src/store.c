@@ -500,20 +500,39 @@ execute(StoreQuery q, Args *args)
 	return n;
 }
 
+/* Open one of our tables to change it; the lock is kept */
+static Relation
+open_to_change(const char *table)
+{
+	return table_open(get_relname_relid(table, tasksched_schema_oid()), RowExclusiveLock);
+}
+
+/*
+ * To be called before a task is read that may be changed in the same transaction,
+ * unless one statement does both: REINDEX would wait for the lock of the reader,
+ * and keep the reader from the lock of a writer.
+ */
+void
+tasksched_store_lock(bool finished_too)
+{
+	tasksched_extension_check();
+	table_close(open_to_change("live"), NoLock);
+	if (finished_too)
+		table_close(open_to_change("finished"), NoLock);
+}
+
 /* Where the row of a live task lies now; false if there is none */
 static bool
 find_live(const pg_uuid_t *id, ItemPointer place)
 {
-	Oid			schema = tasksched_schema_oid();
-	Oid			live = get_relname_relid("live", schema);
-	Relation	rel = table_open(live, RowExclusiveLock);
+	Relation	rel = open_to_change("live");
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	bool		found;
 
-	ScanKeyInit(&key, get_attnum(live, "id"), BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
-	scan = systable_beginscan(rel, get_relname_relid("live_pkey", schema), true, SnapshotSelf, 1, &key);
+	ScanKeyInit(&key, get_attnum(RelationGetRelid(rel), "id"), BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	scan = systable_beginscan(rel, get_relname_relid("live_pkey", tasksched_schema_oid()), true, SnapshotSelf, 1, &key);
 	tuple = systable_getnext(scan);
 	found = HeapTupleIsValid(tuple);
 	if (found)
@@ -1031,6 +1050,7 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	bool		undo = end == END_NOT_BEGUN || end == END_STALE;
 	bool		crashed = end == END_CRASHED;
 
+	tasksched_store_lock(false);
 	enter(&saved);
 	add_pointer(&args, &task->id);
 	if (run(Q_LOCK_LIVE, &args) == 0)

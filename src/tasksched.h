@@ -436,6 +436,7 @@ extern bool tasksched_store_unregister_action(const char *action);
 
 extern void tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz run_at,
 										const char *resource_id, Jsonb *params, TimestampTz now);
+extern void tasksched_store_lock(bool finished_too);
 extern bool tasksched_store_lookup(const pg_uuid_t *id, bool latest, TaskLookup *lookup);
 extern bool tasksched_store_update_scheduled(const pg_uuid_t *id, const Outcome *change);
 extern bool tasksched_store_delete(const pg_uuid_t *id);

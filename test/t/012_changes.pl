@@ -204,6 +204,19 @@ wait_for_status($node, $id, 'complete', 'others begin and end meanwhile');
 open_gate($node, 'tables');
 end_session($waiter, 'the waiter is told', "complete\n");
 end_session($reindex, 'REINDEX CONCURRENTLY goes on');
+
+# REINDEX does not meet a process of ours that has read and is about to write
+wait_for_status($node, schedule($node, q{'note'}), 'complete', 'all is quiet');
+my $reindex_position = log_position($node);
+$reindex = start_session(('REINDEX TABLE tasksched.live', 'REINDEX TABLE tasksched.finished') x 100);
+foreach my $n (1 .. 10)
+{
+	my @some = split /\n/, sql($node, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{20}'), resource_id => 'reindex')});
+	sql($node, "SELECT tasksched.cancel_task('$_')") foreach @some[17 .. 19];
+}
+end_session($reindex, 'REINDEX again and again');
+wait_value($node, q{SELECT count(*) FROM tasksched.finished WHERE resource_id = 'reindex'}, 200, 'while tasks are scheduled, run and are cancelled');
+unlike(log_since($node, $reindex_position), qr/deadlock detected/, 'without a deadlock');
 wait_value($node, q{SELECT count(*) FROM tasksched.tasks t WHERE resource_id = 'tables' AND status = 'complete' AND 1 = (SELECT count(*) FROM runs r WHERE r.id = t.id)},
 	3, 'all complete, once');
 
