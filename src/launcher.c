@@ -329,9 +329,12 @@ take_turns(const TaskDatabase *infos, int n, TimestampTz now)
 	for (int i = 0; i < nknown; i++)
 	{
 		KnownDatabase *db = &known[i];
+		const TaskDatabase *info = find_info(infos, n, db->dboid);
 
-		if (db->dboid == turn || !is_contender(db, find_info(infos, n, db->dboid), now))
+		if (db->dboid == turn || !is_contender(db, info, now))
 			continue;
+		if (!is_running(db, info) && !is_for_net(db, info, now))
+			tasksched_database_set_lack(db->dboid, LACK_SLOT);
 		if (first == NULL || db->dboid < first->dboid)
 			first = db;
 		if (db->dboid > turn && (next == NULL || db->dboid < next->dboid))
