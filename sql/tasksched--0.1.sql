@@ -258,7 +258,7 @@ CREATE TABLE tasks (
 	finished_at		timestamptz,
 	-- storage only, not part of the interface:
 	first_launch	boolean NOT NULL DEFAULT true,	-- is the next (or current) launch the first?
-	setbacks		integer NOT NULL DEFAULT 0,		-- launches in a row that failed outside the action
+	setbacks		integer NOT NULL DEFAULT 0,		-- launches in a row that came to nothing
 	installation	bigint NOT NULL,				-- where the task belongs, together with
 	database		oid NOT NULL,					-- the OID of the database
 	finished		boolean NOT NULL,				-- in which of the two tables it is
@@ -269,7 +269,7 @@ COMMENT ON TABLE tasks IS 'all tasks, live and finished; written only through fu
 COMMENT ON COLUMN tasks.id IS 'UUID version 7: ordered by time, unique across servers';
 COMMENT ON COLUMN tasks.owner IS 'role that scheduled the task and with whose rights it runs; its last known name where the role is missing';
 COMMENT ON COLUMN tasks.first_launch IS 'whether the next (or current) launch is the first since schedule_task() or retry_task()';
-COMMENT ON COLUMN tasks.setbacks IS 'launches in a row that failed before the action began or in bookkeeping';
+COMMENT ON COLUMN tasks.setbacks IS 'launches in a row that ended before the action began, right after it, or in bookkeeping';
 COMMENT ON COLUMN tasks.installation IS 'installation that the task belongs to';
 COMMENT ON COLUMN tasks.database IS 'OID of the database that the task belongs to';
 COMMENT ON COLUMN tasks.finished IS 'false in live, true in finished';

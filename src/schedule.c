@@ -20,8 +20,9 @@ tasksched_is_ahead(TimestampTz moment, TimestampTz now, int64 at_most)
 }
 
 /*
- * Delay of the next launch after so many launches in a row that ended before
- * the action began or in our bookkeeping: 1 s, doubling up to 1 min.
+ * Delay of the next launch after so many setbacks in a row (launches that ended
+ * before the action began, right after it, or in our bookkeeping): 1 s, doubling
+ * up to 1 min.
  */
 int64
 tasksched_setback_delay(int setbacks)
