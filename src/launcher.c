@@ -177,32 +177,20 @@ static bool
 start_scheduler(KnownDatabase *db, bool net)
 {
 	SchedulerArgs args = {.dboid = db->dboid, .net = net};
-	BackgroundWorker worker = {0};
-	MemoryContext old;
-	bool		ok;
+	BackgroundWorker worker;
 
 	if (!tasksched_database_expect(db->dboid))
 	{
 		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTART_MAX_MS);
 		return true;			/* there may be room then */
 	}
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "tasksched_scheduler_main", BGW_MAXLEN);
+	tasksched_describe_process(&worker, "scheduler");
 	snprintf(worker.bgw_name, BGW_MAXLEN, "tasksched scheduler for database %u", db->dboid);
-	strlcpy(worker.bgw_type, "tasksched scheduler", BGW_MAXLEN);
-	worker.bgw_notify_pid = MyProcPid;
 	StaticAssertStmt(sizeof(SchedulerArgs) <= BGW_EXTRALEN, "SchedulerArgs too large");
 	memcpy(worker.bgw_extra, &args, sizeof(args));
 
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	ok = RegisterDynamicBackgroundWorker(&worker, &db->scheduler);
-	MemoryContextSwitchTo(old);
-	if (!ok)
+	if (!tasksched_register_process(&worker, &db->scheduler))
 	{
-		db->scheduler = NULL;
 		tasksched_database_set_lack(db->dboid, LACK_SLOT);
 		tasksched_shortage_begin();
 		return false;
@@ -493,14 +481,10 @@ tasksched_launcher_main(Datum arg)
 void
 tasksched_launcher_register(void)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	tasksched_describe_process(&worker, "launcher");
+	strlcpy(worker.bgw_name, worker.bgw_type, BGW_MAXLEN);
 	worker.bgw_restart_time = 1;
-	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "tasksched_launcher_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "tasksched launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "tasksched launcher", BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }

@@ -257,10 +257,8 @@ static bool
 start_worker(Oid owner)
 {
 	WorkerArgs	args = {.dboid = MyDatabaseId, .owner = owner};
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 	StartNote  *note;
-	MemoryContext old;
-	bool		ok;
 
 	if (!owner_is_superuser(owner, &args.superuser))
 		return true;
@@ -279,24 +277,14 @@ start_worker(Oid owner)
 	note->generation = args.generation;
 	TASKSCHED_FAULT_POINT("slot reserved");
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "tasksched", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "tasksched_worker_main", BGW_MAXLEN);
+	tasksched_describe_process(&worker, "worker");
 	snprintf(worker.bgw_name, BGW_MAXLEN, "tasksched worker for role %u in database %u",
 			 owner, MyDatabaseId);
-	strlcpy(worker.bgw_type, "tasksched worker", BGW_MAXLEN);
-	worker.bgw_notify_pid = MyProcPid;
 	StaticAssertStmt(sizeof(WorkerArgs) <= BGW_EXTRALEN, "WorkerArgs too large");
 	memcpy(worker.bgw_extra, &args, sizeof(args));
 
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	ok = RegisterDynamicBackgroundWorker(&worker, &note->handle);
-	MemoryContextSwitchTo(old);
-	if (!ok)
+	if (!tasksched_register_process(&worker, &note->handle))
 	{
-		note->handle = NULL;
 		(void) tasksched_slot_release(args.slot, args.generation);
 		note_no_slot(owner);
 		return false;

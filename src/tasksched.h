@@ -11,6 +11,7 @@
 #include "fmgr.h"
 #include "nodes/execnodes.h"
 #include "port/atomics.h"
+#include "postmaster/bgworker.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/jsonb.h"
@@ -89,6 +90,8 @@ extern int	tasksched_scheduler_idle_timeout;	/* s */
 extern int	tasksched_max_crashes;
 
 extern void tasksched_pin_timeouts(void);
+extern void tasksched_describe_process(BackgroundWorker *worker, const char *kind);
+extern bool tasksched_register_process(BackgroundWorker *worker, BackgroundWorkerHandle **handle);
 extern bool tasksched_preloaded(void);
 extern void tasksched_wake_at_commit(int flags, TimestampTz run_at);
 extern void tasksched_wake_at_end(int flags, TimestampTz run_at);
