@@ -455,16 +455,18 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("update_task()");
 	tasksched_store_lock(false);
-	while (tasksched_store_lookup(id, false, &task))
+	while (tasksched_row_find(id, false, &task))
 	{
 		if (task.status == STATUS_ACTIVE)
 			task_is_active(id, _("Use cancel_task() to stop it."));
 		if (task.status != STATUS_SCHEDULED)
 			break;
-		tasksched_wake_at_end(WAKE_DUE, task.run_at);
-		tasksched_wake_at_end(WAKE_DUE, change.run_at);
-		if (tasksched_store_update_scheduled(id, &change))
+		if (tasksched_row_lock(&task, LockWaitBlock) == ROW_LOCKED && task.status == STATUS_SCHEDULED)
+		{
+			tasksched_store_update_scheduled(&task, &change);
+			tasksched_wake_at_commit(WAKE_DUE, change.run_at);
 			PG_RETURN_BOOL(true);
+		}
 		before_next_look();
 	}
 	PG_RETURN_BOOL(false);
@@ -479,14 +481,15 @@ tasksched_delete_task(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("delete_task()");
 	tasksched_store_lock(true);
-	while (id != NULL && tasksched_store_lookup(id, false, &task))
+	while (id != NULL && tasksched_row_find(id, false, &task))
 	{
 		if (task.status == STATUS_ACTIVE)
 			task_is_active(id, _("Use cancel_task() first."));
-		if (task.status == STATUS_SCHEDULED)
-			tasksched_wake_at_end(WAKE_DUE, task.run_at);
-		if (tasksched_store_delete(id))
+		if (tasksched_row_lock(&task, LockWaitBlock) == ROW_LOCKED && task.status != STATUS_ACTIVE)
+		{
+			tasksched_store_delete(&task);
 			PG_RETURN_BOOL(true);
+		}
 		before_next_look();
 	}
 	PG_RETURN_BOOL(false);
@@ -507,13 +510,14 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("cancel_task()");
 	tasksched_store_lock(true);
-	while (id != NULL && tasksched_store_lookup(id, false, &task))
+	while (id != NULL && tasksched_row_find(id, false, &task) && !task.finished)
 	{
-		if (task.status != STATUS_SCHEDULED && task.status != STATUS_ACTIVE)
-			break;
-		tasksched_wake_at_end(WAKE_DUE | WAKE_CHECK, task.run_at);
-		if (tasksched_store_cancel(id))
+		if (tasksched_row_lock(&task, LockWaitBlock) == ROW_LOCKED)
+		{
+			tasksched_store_cancel(&task);
+			tasksched_wake_at_commit(WAKE_CHECK, DT_NOEND);
 			PG_RETURN_BOOL(true);
+		}
 		before_next_look();
 	}
 	PG_RETURN_BOOL(false);
@@ -528,10 +532,16 @@ tasksched_retry_task(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("retry_task()");
 	tasksched_store_lock(true);
-	if (id == NULL || !tasksched_store_lookup(id, false, &task) ||
-		task.status == STATUS_SCHEDULED || task.status == STATUS_ACTIVE)
-		PG_RETURN_BOOL(false);
-	PG_RETURN_BOOL(tasksched_store_retry(id));
+	while (id != NULL && tasksched_row_find(id, false, &task) && task.finished)
+	{
+		if (tasksched_row_lock(&task, LockWaitBlock) == ROW_LOCKED)
+		{
+			tasksched_store_retry(&task);
+			PG_RETURN_BOOL(true);
+		}
+		before_next_look();
+	}
+	PG_RETURN_BOOL(false);
 }
 
 /* ----------
@@ -539,13 +549,28 @@ tasksched_retry_task(PG_FUNCTION_ARGS)
  * ----------
  */
 
+/* A task as the only row of a function's result */
+static void
+return_task(FunctionCallInfo fcinfo, Datum task)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(task);
+	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header), .t_data = header};
+
+	tuplestore_puttuple(((ReturnSetInfo *) fcinfo->resultinfo)->setResult, &tuple);
+}
+
 PG_FUNCTION_INFO_V1(tasksched_get_task);
 Datum
 tasksched_get_task(PG_FUNCTION_ARGS)
 {
+	Datum		task;
+
 	InitMaterializedSRF(fcinfo, 0);
-	if (!PG_ARGISNULL(0))
-		tasksched_store_get_task(PG_GETARG_UUID_P(0), false, (ReturnSetInfo *) fcinfo->resultinfo);
+	if (PG_ARGISNULL(0))
+		return (Datum) 0;
+	tasksched_store_lock_to_read();
+	if (tasksched_row_get(PG_GETARG_UUID_P(0), false, &task))
+		return_task(fcinfo, task);
 	return (Datum) 0;
 }
 
@@ -616,7 +641,7 @@ look_and_let_go(const pg_uuid_t *id, TaskLookup *task)
 	bool		found;
 
 	CurrentResourceOwner = looking;
-	found = tasksched_store_lookup(id, true, task);
+	found = tasksched_row_find(id, true, task);
 	ResourceOwnerRelease(looking, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
 	ResourceOwnerRelease(looking, RESOURCE_RELEASE_LOCKS, false, false);
 	ResourceOwnerRelease(looking, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
@@ -645,7 +670,7 @@ wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
 
 		task.own_write = false;
 		finished = !look_and_let_go(id, &task) ||
-			(task.status != STATUS_SCHEDULED && task.status != STATUS_ACTIVE);
+			task.finished;
 		if (task.own_write)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -686,6 +711,7 @@ Datum
 tasksched_wait_for_task(PG_FUNCTION_ARGS)
 {
 	int64		limit_us = 0;
+	Datum		task;
 
 	if (!PG_ARGISNULL(1))
 	{
@@ -705,8 +731,10 @@ tasksched_wait_for_task(PG_FUNCTION_ARGS)
 				 errhint("Wait on the primary server.")));
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!PG_ARGISNULL(0) && wait_until_finished(PG_GETARG_UUID_P(0), PG_ARGISNULL(1) ? NULL : &limit_us))
-		tasksched_store_get_task(PG_GETARG_UUID_P(0), true, (ReturnSetInfo *) fcinfo->resultinfo);
+	if (!PG_ARGISNULL(0) &&
+		wait_until_finished(PG_GETARG_UUID_P(0), PG_ARGISNULL(1) ? NULL : &limit_us) &&
+		tasksched_row_get(PG_GETARG_UUID_P(0), true, &task))
+		return_task(fcinfo, task);
 	return (Datum) 0;
 }
 
@@ -742,16 +770,9 @@ PG_FUNCTION_INFO_V1(tasksched_current_task);
 Datum
 tasksched_current_task(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-
 	InitMaterializedSRF(fcinfo, 0);
 	if (tasksched_in_action())
-	{
-		HeapTupleHeader header = DatumGetHeapTupleHeader(tasksched_current_task_datum());
-		HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header), .t_data = header};
-
-		tuplestore_puttuple(rsinfo->setResult, &tuple);
-	}
+		return_task(fcinfo, tasksched_current_task_datum());
 	return (Datum) 0;
 }
 

@@ -8,7 +8,8 @@
  *
  * A task moves from "live" to "finished" (and back) by a DELETE and an INSERT
  * in one statement, so that whoever waits for the row finds it gone rather
- * than fails, and looks again.  Statements that the scheduler runs skip locked
+ * than fails, and looks again.  The row of a task is found by row.c; statements
+ * that change it are given its place.  Those that the scheduler runs skip locked
  * rows: it never waits for anybody.
  *
  * Statements are prepared once for each session.  Seq scans are disabled while
@@ -17,24 +18,19 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-#include "utils/typcache.h"
 
 #include "compat.h"
 #include "tasksched.h"
@@ -55,9 +51,9 @@
 	"id, action, resource_id, params, owner, priority, launch, created_at, "
 
 /*
- * The status of a task that is looked up by its id, in a form that no index
- * can serve: while the table is small, to walk through all tasks of a status
- * looks as cheap as the look-up, and the plan would stay.
+ * The status of a task that is looked up by its id or its place, in a form that no
+ * index can serve: while the table is small, to walk through all tasks of a
+ * status looks as cheap as the look-up, and the plan would stay.
  */
 #define IS_SCHEDULED "status::text = 'scheduled'"
 #define IS_ACTIVE "status::text = 'active'"
@@ -76,29 +72,25 @@ typedef enum StoreQuery
 	Q_REGISTER_ACTION,
 	Q_UNREGISTER_ACTION,
 	Q_INSERT,
-	Q_LOOKUP,
-	Q_GET_TASK,
 	Q_UPDATE_SCHEDULED,
 	Q_DELETE_LIVE,
 	Q_DELETE_FINISHED,
 	Q_TO_FINISHED,
 	Q_TO_LIVE,
 	Q_ADOPT,
+	Q_DELETE_TWINS,
 	Q_SET_PAUSED,
 	Q_GET_PAUSED,
 	Q_PRIORITIES,
 	Q_PEEK,
 	Q_NEXT_DUE,
 	Q_CLAIM,
-	Q_LOCK_LIVE,
-	Q_LIVE_EXISTS,
 	Q_PUT_BACK,
 	Q_ACTIVE,
 	Q_BRING_FORWARD,
 	Q_SUPERSEDED,
 	Q_STUCK,
 	Q_PURGE,
-	Q_READ,
 	Q_CHECKPOINT,
 	Q_STAGE,
 	NUM_QUERIES
@@ -143,26 +135,18 @@ static const QueryText queries[NUM_QUERIES] = {
 		"VALUES ($1, $2, 'scheduled', $3, $4, $5, $6::regrole, $7, $7, $8, $9, false)",
 		{UUIDOID, TEXTOID, TIMESTAMPTZOID, TEXTOID, JSONBOID, OIDOID, TIMESTAMPTZOID, INT8OID, OIDOID}
 	},
-	[Q_LOOKUP] = {
-		"SELECT t.status, t.run_at, t.launch, t.xmin FROM tasksched.tasks t WHERE t.id = $3 AND " VISIBLE,
-		{BOOLOID, OIDOID, UUIDOID}
-	},
-	[Q_GET_TASK] = {
-		"SELECT " TASK_COLUMNS " FROM tasksched.tasks t WHERE t.id = $3 AND " VISIBLE,
-		{BOOLOID, OIDOID, UUIDOID}
-	},
 	[Q_UPDATE_SCHEDULED] = {
 		"UPDATE tasksched.live SET run_at = coalesce($2, run_at), result = coalesce($3, result), "
-		"error = coalesce($4, error), updated_at = $5 WHERE id = $1 AND " IS_SCHEDULED,
-		{UUIDOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID}
+		"error = coalesce($4, error), updated_at = $5 WHERE ctid = $6 AND id = $1",
+		{UUIDOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TIMESTAMPTZOID, TIDOID}
 	},
 	[Q_DELETE_LIVE] = {
-		"DELETE FROM tasksched.live WHERE id = $1 AND " IS_SCHEDULED,
-		{UUIDOID}
+		"DELETE FROM tasksched.live WHERE ctid = $2 AND id = $1",
+		{UUIDOID, TIDOID}
 	},
 	[Q_DELETE_FINISHED] = {
-		"DELETE FROM tasksched.finished WHERE id = $1",
-		{UUIDOID}
+		"DELETE FROM tasksched.finished WHERE ctid = $2 AND id = $1",
+		{UUIDOID, TIDOID}
 	},
 	[Q_TO_FINISHED] = {
 		/* $2: the launch that must hold the task, or NULL for whatever it is; $9: see change_live() */
@@ -177,18 +161,23 @@ static const QueryText queries[NUM_QUERIES] = {
 		{UUIDOID, INT4OID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID, TIDOID}
 	},
 	[Q_TO_LIVE] = {
-		"WITH gone AS (DELETE FROM tasksched.finished WHERE id = $1 RETURNING *) "
+		"WITH gone AS (DELETE FROM tasksched.finished WHERE ctid = $5 AND id = $1 RETURNING *) "
 		"INSERT INTO tasksched.live (" KEPT_COLUMNS "result, run_at, status, updated_at, installation, database, finished) "
 		"SELECT " KEPT_COLUMNS "result, $2, 'scheduled', $2, $3, $4, false FROM gone",
-		{UUIDOID, TIMESTAMPTZOID, INT8OID, OIDOID}
+		{UUIDOID, TIMESTAMPTZOID, INT8OID, OIDOID, TIDOID}
 	},
 	[Q_ADOPT] = {
 		"UPDATE tasksched.live SET installation = $1, database = $2, updated_at = $3, "
 		"owner = CASE WHEN tasksched._name_only(owner) THEN owner::text::tasksched.task_owner ELSE owner END, "
 		"status = 'scheduled', first_launch = first_launch AND status = 'scheduled' "
 		"WHERE (installation, database) IS DISTINCT FROM ($1, $2) "
-		"OR (status = 'scheduled' AND tasksched._name_only(owner) AND owner::text::tasksched.task_owner::oid <> 0)",
+		"OR (status = 'scheduled' AND (EXISTS (SELECT FROM tasksched.finished f WHERE f.id = live.id) "
+		"OR tasksched._name_only(owner) AND owner::text::tasksched.task_owner::oid <> 0))",
 		{INT8OID, OIDOID, TIMESTAMPTZOID}
+	},
+	[Q_DELETE_TWINS] = {
+		"DELETE FROM tasksched.finished f USING tasksched.live l WHERE l.id = f.id",
+		{0}
 	},
 	[Q_SET_PAUSED] = {
 		"INSERT INTO tasksched.scheduler_state AS s (installation, database, paused) VALUES ($1, $2, $3) "
@@ -228,14 +217,6 @@ static const QueryText queries[NUM_QUERIES] = {
 		"FOR NO KEY UPDATE SKIP LOCKED)) AND " IS_SCHEDULED " RETURNING id, launch",
 		{UUIDARRAYOID, TIMESTAMPTZOID}
 	},
-	[Q_LOCK_LIVE] = {
-		"SELECT status, launch, crashes, setbacks FROM tasksched.live WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED",
-		{UUIDOID}
-	},
-	[Q_LIVE_EXISTS] = {
-		"SELECT FROM tasksched.live WHERE id = $1",
-		{UUIDOID}
-	},
 	[Q_PUT_BACK] = {
 		/* $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add; $6: no launch has happened; $7: the launch */
 		"UPDATE tasksched.live SET status = 'scheduled', "
@@ -245,8 +226,8 @@ static const QueryText queries[NUM_QUERIES] = {
 		"started_at = CASE WHEN $2 AND first_launch THEN NULL ELSE started_at END, "
 		"run_at = CASE WHEN $3 IS NULL THEN run_at ELSE $5 + $3 * interval '1 microsecond' END, "
 		"setbacks = setbacks + ($3 IS NOT NULL)::int, "
-		"crashes = crashes + $4, updated_at = $5 WHERE id = $1 RETURNING run_at",
-		{UUIDOID, BOOLOID, INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID, INT4OID}
+		"crashes = crashes + $4, updated_at = $5 WHERE ctid = $8 AND id = $1 RETURNING run_at",
+		{UUIDOID, BOOLOID, INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID, INT4OID, TIDOID}
 	},
 	[Q_ACTIVE] = {
 		"SELECT id, launch FROM tasksched.live WHERE status = 'active' AND installation = $1 AND database = $2",
@@ -272,11 +253,6 @@ static const QueryText queries[NUM_QUERIES] = {
 		"DELETE FROM tasksched.finished WHERE id = ANY (ARRAY(SELECT id FROM tasksched.finished "
 		"WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
 		{TIMESTAMPTZOID, INT8OID}
-	},
-	[Q_READ] = {
-		"SELECT " TASK_COLUMNS ", t.first_launch FROM tasksched.live t "
-		"WHERE t.id = $1 AND t.launch = $2 AND " IS_ACTIVE,
-		{UUIDOID, INT4OID}
 	},
 	[Q_CHECKPOINT] = {
 		"UPDATE tasksched.live SET result = coalesce($3, result), error = coalesce($4, error), updated_at = $5 "
@@ -500,73 +476,65 @@ execute(StoreQuery q, Args *args)
 	return n;
 }
 
-/* Open one of our tables to change it; the lock is kept */
-static Relation
-open_to_change(const char *table)
+/* Lock one of our tables, until the end of the transaction */
+static void
+lock_table(const char *table, LOCKMODE mode)
 {
-	return table_open(get_relname_relid(table, tasksched_schema_oid()), RowExclusiveLock);
+	LockRelationOid(get_relname_relid(table, tasksched_schema_oid()), mode);
 }
 
 /*
- * To be called before a task is read that may be changed in the same transaction,
- * unless one statement does both: REINDEX would wait for the lock of the reader,
- * and keep the reader from the lock of a writer.
+ * To be called before anything else by what changes tasks, and in an action also by
+ * what reads them, since its end changes one: REINDEX would wait for the lock of
+ * the reader, and keep the reader from the lock of a writer.  The order is that
+ * of ALTER TABLE and TRUNCATE on tasks.
+ *
+ * Each statement looks at the extension's version after this: what was altered
+ * while we waited for a lock is seen.
  */
 void
 tasksched_store_lock(bool finished_too)
 {
 	tasksched_extension_check();
-	table_close(open_to_change("live"), NoLock);
+	lock_table("tasks", AccessShareLock);
+	lock_table("live", RowExclusiveLock);
 	if (finished_too)
-		table_close(open_to_change("finished"), NoLock);
+		lock_table("finished", RowExclusiveLock);
 }
 
-/* Where the row of a live task lies now; false if there is none */
-static bool
-find_live(const pg_uuid_t *id, ItemPointer place)
+/* The same for what reads tasks */
+void
+tasksched_store_lock_to_read(void)
 {
-	Relation	rel = open_to_change("live");
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found;
-
-	ScanKeyInit(&key, get_attnum(RelationGetRelid(rel), "id"), BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
-	scan = systable_beginscan(rel, get_relname_relid("live_pkey", tasksched_schema_oid()), true, SnapshotSelf, 1, &key);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-		*place = tuple->t_self;
-	systable_endscan(scan);
-	table_close(rel, NoLock);	/* the row shall not be moved by VACUUM FULL */
-	return found;
+	if (tasksched_in_action())
+		tasksched_store_lock(true);
+	else
+	{
+		tasksched_extension_check();
+		lock_table("tasks", AccessShareLock);
+	}
 }
 
 /*
  * Run a statement that changes the row of one live task, which takes the place
  * of that row as its last argument; returns the number of rows.
- *
- * In a serializable transaction, a look-up in an index counts as a read of all
- * that lies near, and a change of one task would conflict with those of others.
- * So look for the row outside of the transaction's snapshot; it is read by its
- * place.
  */
 static uint64
 change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
 {
 	Args		with_place = *args;
-	ItemPointerData place;
+	TaskLookup	row;
 	ItemPointerData before;
 	bool		first = true;
 	uint64		n = 0;
 
-	tasksched_extension_check();
-	ItemPointerSetInvalid(&place);
-	add_pointer(&with_place, &place);
-	while (n == 0 && find_live(id, &place) && (first || !ItemPointerEquals(&place, &before)))
+	tasksched_store_lock(false);
+	add_pointer(&with_place, &row.place);
+	while (n == 0 && tasksched_row_find_live(id, &row) &&
+		   (first || !ItemPointerEquals(&row.place, &before)))
 	{
 		n = execute(q, &with_place);
-		before = place;			/* if it has moved meanwhile, look again */
+		before = row.place;		/* if it has moved meanwhile, look again */
 		first = false;
 	}
 	return n;
@@ -574,8 +542,7 @@ change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
 
 /* Run a query into the result set of a function, under the active snapshot */
 static void
-run_into(const char *sql, SPIPlanPtr plan, Args *args, const Oid *argtypes, bool latest,
-		 ReturnSetInfo *rsinfo)
+run_into(const char *sql, Args *args, const Oid *argtypes, ReturnSetInfo *rsinfo)
 {
 	ParamListInfo params = makeParamList(args->n);
 	SPIExecuteOptions options = {0};
@@ -593,15 +560,10 @@ run_into(const char *sql, SPIPlanPtr plan, Args *args, const Oid *argtypes, bool
 									rsinfo->econtext->ecxt_per_query_memory,
 									true, NULL, NULL);
 	options.params = params;
-	options.read_only = latest;
 	options.dest = dest;
-	if (latest)
-		PushActiveSnapshot(GetLatestSnapshot());
-	rc = plan ? SPI_execute_plan_extended(plan, &options) : SPI_execute_extended(sql, &options);
+	rc = SPI_execute_extended(sql, &options);
 	if (rc < 0)
 		elog(ERROR, "could not execute query: %s", SPI_result_code_string(rc));
-	if (latest)
-		PopActiveSnapshot();
 }
 
 /* ----------
@@ -728,70 +690,66 @@ tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz
 	add_arg(&args, ObjectIdGetDatum(GetUserId()));
 	add_time(&args, now);
 	add_home(&args);
+	tasksched_store_lock(false);
 	(void) execute(Q_INSERT, &args);
 	tasksched_wake_at_commit(WAKE_DUE, run_at);
 }
 
-/*
- * Look at a task before it is changed; false if the caller may not see it.
- * With "latest", under a snapshot of this very moment.
- */
-bool
-tasksched_store_lookup(const pg_uuid_t *id, bool latest, TaskLookup *lookup)
+/* Change the one row that the caller has locked */
+static void
+change_locked(StoreQuery q, Args *args)
 {
-	Args		args = {0};
-	Entered		saved;
-	bool		admin = tasksched_caller_is_admin();
-	bool		found;
-	int			rc;
-
-	enter(&saved);
-	add_caller(&args, &saved, admin);
-	add_pointer(&args, id);
-	rc = SPI_execute_snapshot(prepared(Q_LOOKUP), args.values, args.nulls,
-							  latest ? GetLatestSnapshot() : InvalidSnapshot, InvalidSnapshot,
-							  latest, false, 0);
-	if (rc < 0)
-		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(rc));
-	found = SPI_processed == 1;
-	if (found)
-	{
-		lookup->status = tasksched_status_from_datum(result(0, 1, NULL));
-		lookup->run_at = DatumGetTimestampTz(result(0, 2, NULL));
-		lookup->launch = DatumGetInt32(result(0, 3, NULL));
-		lookup->own_write =
-			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(result(0, 4, NULL)));
-	}
-	leave(&saved);
-	return found;
+	if (execute(q, args) != 1)
+		elog(ERROR, "a task that was locked has not been changed");
 }
 
-/*
- * The next functions change a task that the caller has looked up; they return
- * false if it has changed its status meanwhile.
- */
-
-bool
-tasksched_store_update_scheduled(const pg_uuid_t *id, const Outcome *change)
+void
+tasksched_store_update_scheduled(const TaskLookup *row, const Outcome *change)
 {
 	Args		args = {0};
 
-	add_pointer(&args, id);
+	add_pointer(&args, &row->id);
 	add_time(&args, change->run_at);
 	add_pointer(&args, change->result);
 	add_text(&args, change->error);
 	add_time(&args, GetCurrentTimestamp());
-	return execute(Q_UPDATE_SCHEDULED, &args) > 0;
+	add_pointer(&args, &row->place);
+	change_locked(Q_UPDATE_SCHEDULED, &args);
 }
 
-bool
-tasksched_store_delete(const pg_uuid_t *id)
+void
+tasksched_store_delete(const TaskLookup *row)
 {
 	Args		args = {0};
 
+	add_pointer(&args, &row->id);
+	add_pointer(&args, &row->place);
+	change_locked(row->finished ? Q_DELETE_FINISHED : Q_DELETE_LIVE, &args);
+	tasksched_tell_waiters_at_commit(&row->id);
+}
+
+/*
+ * A restore may have brought a finished task back beside the live one that is moved
+ * now.  It makes room, if the launch holds the live one.  (A cancelled task that
+ * its worker finds here is no twin.)
+ */
+static bool
+replace_twin(const pg_uuid_t *id, const int32 *launch)
+{
+	Args		args = {0};
+	TaskLookup	twin;
+	TaskLookup	live;
+
+	if (!tasksched_row_find_finished(id, &twin))
+		return true;
+	if (!tasksched_row_find_live(id, &live) ||
+		tasksched_row_lock(&live, LockWaitBlock) != ROW_LOCKED ||
+		(launch != NULL && (live.status != STATUS_ACTIVE || live.launch != *launch)))
+		return false;
 	add_pointer(&args, id);
-	tasksched_tell_waiters_at_commit(id);
-	return execute(Q_DELETE_LIVE, &args) > 0 || execute(Q_DELETE_FINISHED, &args) > 0;
+	add_pointer(&args, &twin.place);
+	(void) execute(Q_DELETE_FINISHED, &args);
+	return true;
 }
 
 /* Move a task to the finished ones */
@@ -808,44 +766,51 @@ to_finished(const pg_uuid_t *id, const int32 *launch, const Outcome *outcome, in
 	add_pointer(&args, outcome->error_details);
 	add_arg(&args, Int32GetDatum(crashes));
 	add_time(&args, GetCurrentTimestamp());
-	if (change_live(Q_TO_FINISHED, &args, id) == 0)
+	tasksched_store_lock(true);
+	if (!replace_twin(id, launch) || change_live(Q_TO_FINISHED, &args, id) == 0)
 		return false;
 	tasksched_tell_waiters_at_commit(id);
 	return true;
 }
 
-bool
-tasksched_store_cancel(const pg_uuid_t *id)
+void
+tasksched_store_cancel(const TaskLookup *row)
 {
 	Outcome		cancelled = {.status = STATUS_CANCELLED};
 
-	return to_finished(id, NULL, &cancelled, 0);
+	if (!to_finished(&row->id, NULL, &cancelled, 0))
+		elog(ERROR, "a task that was locked has not been changed");
 }
 
-bool
-tasksched_store_retry(const pg_uuid_t *id)
+void
+tasksched_store_retry(const TaskLookup *row)
 {
 	Args		args = {0};
 	TimestampTz now = GetCurrentTimestamp();
 
-	add_pointer(&args, id);
+	add_pointer(&args, &row->id);
 	add_time(&args, now);
 	add_home(&args);
-	if (execute(Q_TO_LIVE, &args) == 0)
-		return false;
+	add_pointer(&args, &row->place);
+	change_locked(Q_TO_LIVE, &args);
 	tasksched_wake_at_commit(WAKE_DUE, now);
-	return true;
 }
 
+/* Returns how many tasks were adopted; what they had become elsewhere is forgotten */
 int64
 tasksched_store_adopt(void)
 {
 	Args		args = {0};
+	Args		none = {0};
+	int64		n;
 
+	tasksched_store_lock(true);
 	add_home(&args);
 	add_time(&args, GetCurrentTimestamp());
+	n = (int64) execute(Q_ADOPT, &args);
+	(void) execute(Q_DELETE_TWINS, &none);
 	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
-	return (int64) execute(Q_ADOPT, &args);
+	return n;
 }
 
 void
@@ -869,20 +834,6 @@ tasksched_store_get_paused(void)
 }
 
 void
-tasksched_store_get_task(const pg_uuid_t *id, bool latest, ReturnSetInfo *rsinfo)
-{
-	Args		args = {0};
-	Entered		saved;
-	bool		admin = tasksched_caller_is_admin();
-
-	enter(&saved);
-	add_caller(&args, &saved, admin);
-	add_pointer(&args, id);
-	run_into(NULL, prepared(Q_GET_TASK), &args, queries[Q_GET_TASK].argtypes, latest, rsinfo);
-	leave(&saved);
-}
-
-void
 tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType *statuses,
 						  const TimestampTz *max_timestamp, const int32 *max_rows,
 						  ReturnSetInfo *rsinfo)
@@ -893,6 +844,7 @@ tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType
 	Entered		saved;
 	bool		admin = tasksched_caller_is_admin();
 
+	tasksched_store_lock_to_read();
 	enter(&saved);
 	set_guc("enable_seqscan", "on");	/* planned for this call alone */
 	add_caller(&args, &saved, admin);
@@ -901,7 +853,7 @@ tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType
 	add_pointer(&args, statuses);
 	add_time(&args, max_timestamp ? *max_timestamp : DT_NOEND);
 	add_int4_or_null(&args, max_rows);
-	run_into(get_tasks_sql, NULL, &args, argtypes, false, rsinfo);
+	run_into(get_tasks_sql, &args, argtypes, rsinfo);
 	leave(&saved);
 }
 
@@ -1041,59 +993,47 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 {
 	Args		args = {0};
 	Entered		saved;
-	TaskStatus	status;
-	int32		launch;
-	int			crashes;
-	int			setbacks;
+	TaskLookup	row;
+	RowLock		locked;
 	bool		claimed;
 	bool		claim_lost;
 	bool		undo = end == END_NOT_BEGUN || end == END_STALE;
 	bool		crashed = end == END_CRASHED;
 
 	tasksched_store_lock(false);
-	enter(&saved);
-	add_pointer(&args, &task->id);
-	if (run(Q_LOCK_LIVE, &args) == 0)
-	{
-		bool		locked = run(Q_LIVE_EXISTS, &args) > 0;
-
-		leave(&saved);
-		return locked ? PUT_BACK_LOCKED : PUT_BACK_NOT_HELD;
-	}
-	status = tasksched_status_from_datum(result(0, 1, NULL));
-	launch = DatumGetInt32(result(0, 2, NULL));
-	crashes = DatumGetInt32(result(0, 3, NULL));
-	setbacks = DatumGetInt32(result(0, 4, NULL));
-
-	claimed = status == STATUS_ACTIVE && launch == task->launch;
-	claim_lost = server_crashed && task->launch == tasksched_next_launch(launch);
-	if (!claimed && !claim_lost)
-	{
-		/* it has an outcome, or passed on to another launch */
-		leave(&saved);
+	if (!tasksched_row_find_live(&task->id, &row))
 		return PUT_BACK_NOT_HELD;
-	}
+	locked = tasksched_row_lock(&row, LockWaitSkip);
+	if (locked != ROW_LOCKED)
+		return locked == ROW_BUSY ? PUT_BACK_LOCKED : PUT_BACK_NOT_HELD;
 
-	if (crashed && crashes + 1 >= tasksched_max_crashes)
-		fail_crashed(&task->id, crashes + 1);
-	else
+	claimed = row.status == STATUS_ACTIVE && row.launch == task->launch;
+	claim_lost = server_crashed && task->launch == tasksched_next_launch(row.launch);
+	if (!claimed && !claim_lost)
+		return PUT_BACK_NOT_HELD;	/* it has an outcome, or passed on to another launch */
+
+	if (crashed && row.crashes + 1 >= tasksched_max_crashes)
 	{
-		args.n = 0;
-		add_pointer(&args, &task->id);
-		add_arg(&args, BoolGetDatum(undo));
-		if (end == END_CUT_SHORT)
-			add_arg(&args, Int64GetDatum(tasksched_setback_delay(1)));
-		else if (end == END_NOT_BEGUN || end == END_BOOKKEEPING)
-			add_arg(&args, Int64GetDatum(tasksched_setback_delay(setbacks + 1)));
-		else
-			add_pointer(&args, NULL);
-		add_arg(&args, Int32GetDatum(crashed ? 1 : 0));
-		add_time(&args, GetCurrentTimestamp());
-		add_arg(&args, BoolGetDatum(undo || status == STATUS_SCHEDULED));
-		add_arg(&args, Int32GetDatum(task->launch));
-		(void) run(Q_PUT_BACK, &args);
-		tasksched_wake_at_commit(WAKE_DUE, DatumGetTimestampTz(result(0, 1, NULL)));
+		fail_crashed(&task->id, row.crashes + 1);
+		return PUT_BACK_DONE;
 	}
+	add_pointer(&args, &task->id);
+	add_arg(&args, BoolGetDatum(undo));
+	if (end == END_CUT_SHORT)
+		add_arg(&args, Int64GetDatum(tasksched_setback_delay(1)));
+	else if (end == END_NOT_BEGUN || end == END_BOOKKEEPING)
+		add_arg(&args, Int64GetDatum(tasksched_setback_delay(row.setbacks + 1)));
+	else
+		add_pointer(&args, NULL);
+	add_arg(&args, Int32GetDatum(crashed ? 1 : 0));
+	add_time(&args, GetCurrentTimestamp());
+	add_arg(&args, BoolGetDatum(undo || row.status == STATUS_SCHEDULED));
+	add_arg(&args, Int32GetDatum(task->launch));
+	add_pointer(&args, &row.place);
+	enter(&saved);
+	if (run(Q_PUT_BACK, &args) != 1)
+		elog(ERROR, "task %s could not be put back", tasksched_uuid_out(&task->id));
+	tasksched_wake_at_commit(WAKE_DUE, DatumGetTimestampTz(result(0, 1, NULL)));
 	leave(&saved);
 	return PUT_BACK_DONE;
 }
@@ -1190,48 +1130,6 @@ tasksched_store_purge(int limit)
  * The worker
  * ----------
  */
-
-/*
- * Read the task of a launch, into the caller's memory context; false if the
- * launch no longer holds it.
- */
-bool
-tasksched_store_read(const TaskRef *task, TaskRow *row)
-{
-	MemoryContext cxt = CurrentMemoryContext;
-	Args		args = {0};
-	Entered		saved;
-	bool		found;
-
-	enter(&saved);
-	add_pointer(&args, &task->id);
-	add_arg(&args, Int32GetDatum(task->launch));
-	found = run(Q_READ, &args) == 1;
-	if (found)
-	{
-		TupleDesc	desc = lookup_rowtype_tupdesc_copy(tasksched_type_oid("task"), -1);
-		int			n = SPI_tuptable->tupdesc->natts;
-		Datum	   *values = palloc(Max(n, desc->natts) * sizeof(Datum));
-		bool	   *nulls = palloc(Max(n, desc->natts) * sizeof(bool));
-		MemoryContext old;
-
-		heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values, nulls);
-		strlcpy(row->action, TextDatumGetCString(values[1]), NAMEDATALEN);
-		row->first_launch = DatumGetBool(values[n - 1]);
-		/* columns of the type that TASK_COLUMNS lacks */
-		for (int i = n - 1; i < desc->natts; i++)
-			nulls[i] = true;
-
-		/* nothing of it may point into a table that changes meanwhile */
-		old = MemoryContextSwitchTo(cxt);
-		row->params_null = nulls[5];
-		row->params = nulls[5] ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM_COPY(values[5]));
-		row->task = heap_copy_tuple_as_datum(heap_form_tuple(desc, values, nulls), desc);
-		MemoryContextSwitchTo(old);
-	}
-	leave(&saved);
-	return found;
-}
 
 /*
  * At a COMMIT inside a procedure: store what was staged so far.  Even with

@@ -10,8 +10,10 @@
 #include "datatype/timestamp.h"
 #include "fmgr.h"
 #include "nodes/execnodes.h"
+#include "nodes/lockoptions.h"
 #include "port/atomics.h"
 #include "postmaster/bgworker.h"
+#include "storage/itemptr.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/jsonb.h"
@@ -385,28 +387,31 @@ extern Datum tasksched_status_datum(TaskStatus status);
 extern TaskStatus tasksched_status_from_datum(Datum status);
 
 /* ----------
- * store.c: the only SQL on our tables
+ * row.c: the row of one task, found by its id
  * ----------
  */
 
-/* A row as the callers of the API look at it before they change it */
+/* A version of a task's row */
 typedef struct TaskLookup
 {
+	pg_uuid_t	id;
 	TaskStatus	status;
 	TimestampTz run_at;
 	int32		launch;
+	int32		crashes;
+	int32		setbacks;
+	bool		finished;		/* in which table it is */
 	bool		own_write;		/* written by the current transaction */
+	ItemPointerData place;
 } TaskLookup;
 
-/* A due (or soon due) task as the scheduler sees it */
-typedef struct Candidate
+/* What locking a row came to */
+typedef enum RowLock
 {
-	pg_uuid_t	id;
-	TimestampTz run_at;
-	Oid			owner;
-	char		action[NAMEDATALEN];
-	bool		foreign;		/* belongs to another installation */
-} Candidate;
+	ROW_LOCKED,
+	ROW_GONE,					/* deleted, or moved to the other table */
+	ROW_BUSY					/* locked by somebody else: only if that is not waited for */
+} RowLock;
 
 /* A task as its worker reads it */
 typedef struct TaskRow
@@ -417,6 +422,28 @@ typedef struct TaskRow
 	bool		first_launch;
 	char		action[NAMEDATALEN];
 } TaskRow;
+
+extern bool tasksched_row_find(const pg_uuid_t *id, bool latest, TaskLookup *row);
+extern bool tasksched_row_get(const pg_uuid_t *id, bool latest, Datum *task);
+extern RowLock tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait);
+extern bool tasksched_row_find_live(const pg_uuid_t *id, TaskLookup *row);
+extern bool tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row);
+extern bool tasksched_row_read(const TaskRef *task, TaskRow *row);
+
+/* ----------
+ * store.c: the only SQL on our tables
+ * ----------
+ */
+
+/* A due (or soon due) task as the scheduler sees it */
+typedef struct Candidate
+{
+	pg_uuid_t	id;
+	TimestampTz run_at;
+	Oid			owner;
+	char		action[NAMEDATALEN];
+	bool		foreign;		/* belongs to another installation */
+} Candidate;
 
 /* What putting a task back came to */
 typedef enum PutBack
@@ -440,15 +467,14 @@ extern bool tasksched_store_unregister_action(const char *action);
 extern void tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz run_at,
 										const char *resource_id, Jsonb *params, TimestampTz now);
 extern void tasksched_store_lock(bool finished_too);
-extern bool tasksched_store_lookup(const pg_uuid_t *id, bool latest, TaskLookup *lookup);
-extern bool tasksched_store_update_scheduled(const pg_uuid_t *id, const Outcome *change);
-extern bool tasksched_store_delete(const pg_uuid_t *id);
-extern bool tasksched_store_cancel(const pg_uuid_t *id);
-extern bool tasksched_store_retry(const pg_uuid_t *id);
+extern void tasksched_store_lock_to_read(void);
+extern void tasksched_store_update_scheduled(const TaskLookup *row, const Outcome *change);
+extern void tasksched_store_delete(const TaskLookup *row);
+extern void tasksched_store_cancel(const TaskLookup *row);
+extern void tasksched_store_retry(const TaskLookup *row);
 extern int64 tasksched_store_adopt(void);
 extern void tasksched_store_set_paused(bool paused);
 extern bool tasksched_store_get_paused(void);
-extern void tasksched_store_get_task(const pg_uuid_t *id, bool latest, ReturnSetInfo *rsinfo);
 extern void tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType *statuses,
 									  const TimestampTz *max_timestamp, const int32 *max_rows,
 									  ReturnSetInfo *rsinfo);
@@ -465,7 +491,6 @@ extern int	tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *supe
 extern int	tasksched_store_stuck(pg_uuid_t **ids, char ***actions);
 extern int	tasksched_store_purge(int limit);
 
-extern bool tasksched_store_read(const TaskRef *task, TaskRow *row);
 extern bool tasksched_store_checkpoint(const TaskRef *task, const Outcome *change);
 extern bool tasksched_store_finish(const TaskRef *task, const Outcome *outcome);
 

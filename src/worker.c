@@ -506,7 +506,7 @@ prepare_launch(Action *action, bool found_now)
 	if (!stale)
 	{
 		old = MemoryContextSwitchTo(launch_cxt);
-		found = tasksched_store_read(&current.ref, &current.row);
+		found = tasksched_row_read(&current.ref, &current.row);
 		if (found)
 			blocked = recheck_action(action, found_now);
 		MemoryContextSwitchTo(old);
@@ -931,8 +931,8 @@ wait_for_next(bool first, TaskRef *task, Action *action)
 }
 
 /*
- * Say that we are there, and while the scheduler claims a task for us, plan the
- * statement that its launch will begin with.
+ * Say that we are there, and while the scheduler claims a task for us, do once what
+ * its launch will begin with, so that the catalogs are in our caches.
  */
 static void
 announce(void)
@@ -944,7 +944,7 @@ announce(void)
 	TASKSCHED_FAULT_POINT("worker announced");
 	tasksched_begin();
 	MemoryContextSwitchTo(launch_cxt);
-	(void) tasksched_store_read(&none, &row);
+	(void) tasksched_row_read(&none, &row);
 	tasksched_commit();
 	MemoryContextReset(launch_cxt);
 }
