@@ -157,10 +157,14 @@ $session->query('ROLLBACK');
 # A deadlock between an action and update_task.  The action looks for it first.
 my $far = schedule($node, q{'note', delay => '1 day'});
 $session->query(qq{SET deadlock_timeout = '1h'; BEGIN; SELECT tasksched.update_task('$far', result => '1')});
+my $gate = TaskschedSession->new($node);
+$gate->query(q{SELECT pg_advisory_lock(hashtext('other waits'))});
 my $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
-	"UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT tasksched.update_task('$far', result => '2')"));
+	"UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('other waits'); SELECT tasksched.update_task('$far', result => '2')"));
 wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1, 'an action holds a row');
 $session->begin('UPDATE stock SET n = 2 WHERE item = 1; COMMIT');
+wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session waits for it');
+$gate->query('SELECT pg_advisory_unlock_all()');
 wait_for_status($node, $id, 'failed', 'a deadlock between an action and update_task fails the one that finds it');
 is(field_of($node, $id, q{error_details->>'sqlstate'}), '40P01', 'as a deadlock');
 $session->end;
@@ -169,7 +173,6 @@ next_is_fine($pid, 'a deadlock');
 
 # A session that cancels a task and then waits for what its action holds: the
 # worker finds the deadlock when it stores the outcome
-my $gate = TaskschedSession->new($node);
 $gate->query(q{SELECT pg_advisory_lock(hashtext('deadlock'))});
 $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
 	q{UPDATE stock SET n = 3 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('deadlock')}));
