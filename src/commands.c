@@ -262,6 +262,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	char	   *dbname = database_needed(stmt, &mode);
 	Oid			dboid = dbname ? get_database_oid(dbname, true) : InvalidOid;
 
+	tasksched_guard_command(stmt);
 	if (OidIsValid(dboid) && may_command(stmt, dboid, context))
 	{
 		clear_database(dboid, mode);

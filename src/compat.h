@@ -13,7 +13,10 @@
 
 #include "access/parallel.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
@@ -69,8 +72,18 @@ object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 static inline bool
 object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 {
-	Assert(classid == DatabaseRelationId);
-	return pg_database_ownercheck(objectid, roleid);
+	switch (classid)
+	{
+		case RelationRelationId:
+			return pg_class_ownercheck(objectid, roleid);
+		case NamespaceRelationId:
+			return pg_namespace_ownercheck(objectid, roleid);
+		case ExtensionRelationId:
+			return pg_extension_ownercheck(objectid, roleid);
+		default:
+			Assert(classid == DatabaseRelationId);
+			return pg_database_ownercheck(objectid, roleid);
+	}
 }
 
 #define stringToQualifiedNameList(string, escontext) \

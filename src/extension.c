@@ -64,12 +64,19 @@ tasksched_extension_oid(void)
 }
 
 /*
- * The same, and see to it that nobody drops it before the transaction ends.  That
- * locks the extension first, and so must we: once it waits for one of our locks,
+ * The guard keeps the extension as it is until the end of the transaction.  Who
+ * uses it takes the guard shared, and who changes or drops it, exclusively and
+ * before any other lock (see guard.c): once that one waits for one of our locks,
  * we wait for none of its.
+ *
+ * It is a lock on a part of the extension, which no command of the server takes.
+ * That on the extension itself won't do: any role can have it, by ALTER FUNCTION
+ * ... DEPENDS ON EXTENSION.
  */
+#define GUARD 1
+
 static Oid
-lock_extension(char **version)
+lock_guard(LOCKMODE mode, char **version)
 {
 	static Oid	known = InvalidOid;
 
@@ -78,12 +85,21 @@ lock_extension(char **version)
 		Oid			oid;
 
 		if (OidIsValid(known))
-			LockDatabaseObject(ExtensionRelationId, known, 0, AccessShareLock);
+			LockDatabaseObject(ExtensionRelationId, known, GUARD, mode);
 		oid = find_extension(version);
 		if (oid == known)
 			return oid;
 		known = oid;
 	}
+}
+
+/* The current user, who may, is about to change or drop the extension */
+void
+tasksched_extension_lock(void)
+{
+	char	   *version = NULL;
+
+	(void) lock_guard(AccessExclusiveLock, &version);
 }
 
 /*
@@ -94,7 +110,7 @@ void
 tasksched_extension_check(void)
 {
 	char	   *version = NULL;
-	Oid			oid = lock_extension(&version);
+	Oid			oid = lock_guard(AccessShareLock, &version);
 
 	if (!OidIsValid(oid))
 		ereport(ERROR,

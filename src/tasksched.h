@@ -108,6 +108,12 @@ extern void tasksched_prepared_ended(void);
 extern void tasksched_commands_init(void);
 
 /* ----------
+ * guard.c: who may give commands that lock what is ours
+ * ----------
+ */
+extern void tasksched_guard_command(Node *stmt);
+
+/* ----------
  * shmem.c: databases, worker slots and waiters
  * ----------
  */
@@ -379,6 +385,7 @@ extern char *tasksched_task_blocked(const char *action, Oid owner, bool foreign,
  */
 extern Oid	tasksched_extension_oid(void);
 extern void tasksched_extension_check(void);
+extern void tasksched_extension_lock(void);
 extern Oid	tasksched_schema_oid(void);
 extern Oid	tasksched_type_oid(const char *name);
 extern bool tasksched_caller_is_admin(void);
