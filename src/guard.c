@@ -22,6 +22,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/acl.h"
@@ -74,20 +75,23 @@ need(const RangeVar *name, AclMode right)
 				   get_relkind_objtype(get_rel_relkind(relid)), name->relname);
 }
 
-/* Likewise the extension; returns whether it is ours */
+/* Likewise an extension; returns whether it is the one that is meant, and there */
 static bool
-need_extension(const char *name)
+need_extension_named(const char *name, const char *meant)
 {
-	Oid			oid;
+	Oid			oid = strcmp(name, meant) == 0 ? get_extension_oid(name, true) : InvalidOid;
 
-	if (strcmp(name, NAME) != 0)
-		return false;
-	oid = tasksched_extension_oid();
 	if (!OidIsValid(oid))
 		return false;
 	if (!object_ownercheck(ExtensionRelationId, oid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_EXTENSION, name);
 	return true;
+}
+
+static bool
+need_extension(const char *name)
+{
+	return need_extension_named(name, NAME);
 }
 
 /* Likewise its schema */
@@ -232,7 +236,7 @@ check_drop(DropStmt *stmt)
 		ours |= need_object(stmt->removeType, lfirst(lc));
 		/* with what tasksched requires, it goes as well */
 		ours |= stmt->behavior == DROP_CASCADE && stmt->removeType == OBJECT_EXTENSION &&
-			strcmp(strVal(lfirst(lc)), "plpgsql") == 0;
+			need_extension_named(strVal(lfirst(lc)), "plpgsql");
 	}
 	return ours;
 }

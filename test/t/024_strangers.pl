@@ -36,6 +36,7 @@ CREATE PUBLICATION $role FOR TABLE $role.mine;
 EOT
 }
 sql($node, <<'EOT');
+CREATE ROLE boss SUPERUSER;
 SELECT tasksched.grant_usage('planner');
 SELECT tasksched.grant_usage('helper');
 GRANT TRIGGER, REFERENCES (id) ON tasksched.live TO helper;
@@ -124,6 +125,9 @@ my $not_schema = 'must be owner of schema tasksched';
 my @extension_commands = (
 	[ 'DROP EXTENSION tasksched', $not_owner ],
 	[ 'DROP EXTENSION IF EXISTS missing, tasksched CASCADE', $not_owner ],
+	[ 'DROP EXTENSION plpgsql CASCADE', 'must be owner of extension plpgsql' ],
+	[ 'DROP EXTENSION plpgsql, tasksched', $not_owner ],
+	[ 'DROP OWNED BY boss', 'permission denied to drop objects' ],
 	[ 'ALTER EXTENSION tasksched UPDATE', $not_owner ],
 	[ q{ALTER EXTENSION tasksched UPDATE TO '0.1'}, $not_owner ],
 	[ 'ALTER EXTENSION tasksched SET SCHEMA public', $not_owner ],
@@ -348,7 +352,6 @@ sqlstate_is($node, 'DROP EXTENSION tasksched', '42704', 'there is none to drop',
 my $waits = q{SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'object' AND classid = 'pg_extension'::regclass AND objsubid <> 0};
 my $changer = TaskschedSession->new($node);
 
-sql($node, 'CREATE ROLE boss SUPERUSER');
 foreach my $command (
 	'DROP EXTENSION tasksched CASCADE',
 	'ALTER EXTENSION tasksched UPDATE',
