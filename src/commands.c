@@ -191,17 +191,6 @@ running_tasks_hint(Oid dboid, bool drop)
 					buf.data);
 }
 
-static bool
-ends_prepared(Node *stmt)
-{
-	TransactionStmtKind kind;
-
-	if (!IsA(stmt, TransactionStmt))
-		return false;
-	kind = castNode(TransactionStmt, stmt)->kind;
-	return kind == TRANS_STMT_COMMIT_PREPARED || kind == TRANS_STMT_ROLLBACK_PREPARED;
-}
-
 static void
 next_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 					 ProcessUtilityContext context, ParamListInfo params,
@@ -257,7 +246,6 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	/* a copy may have the extension, another may take connections now */
 	bool		databases_change = IsA(stmt, CreatedbStmt) || IsA(stmt, DropdbStmt) ||
 		IsA(stmt, AlterDatabaseStmt);
-	bool		prepared = ends_prepared(stmt);
 	LOCKMODE	mode;
 	char	   *dbname = database_needed(stmt, &mode);
 	Oid			dboid = dbname ? get_database_oid(dbname, true) : InvalidOid;
@@ -273,8 +261,6 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (databases_change)
 		tasksched_new_databases_at_commit();
-	if (prepared)
-		tasksched_prepared_ended();
 }
 
 void

@@ -613,6 +613,7 @@ initialize(void)
 	 */
 	(void) tasksched_database_take_wake(&ignored);
 	tasksched_begin();
+	tasksched_learn_prepared();
 	extension = tasksched_extension_oid();
 	tasksched_commit();
 	if (!OidIsValid(extension))

@@ -7,9 +7,10 @@
  * memory, and the schedulers find out from the tables what was going on.
  *
  * Lock rules: there is one LWLock, taken in this file alone and never across a
- * call that can wait or throw.  It protects everything but the two atomics of
- * a TaskDatabase, which may be changed while holding it in shared mode, and
- * the condition variables, which look after themselves.  A latch of another
+ * call that can wait or throw.  No lock of the server's is taken under it.  It
+ * protects everything but the two atomics of a TaskDatabase, which may be changed
+ * while holding it in shared mode, the number of prepared transactions, and the
+ * condition variables, which look after themselves.  A latch of another
  * process is set, and a signal is sent, while holding the lock, since that is
  * what keeps the slot or the entry from passing on to another process.
  */
@@ -17,6 +18,7 @@
 
 #include <signal.h>
 
+#include "access/twophase.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
@@ -59,7 +61,23 @@ typedef struct TaskSharedState
 	TaskSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } TaskSharedState;
 
+/* A prepared transaction, and what is to be told when it has ended */
+typedef struct PreparedXact
+{
+	TransactionId xid;			/* invalid = unused entry */
+	Oid			dboid;
+	Wake		wake;
+} PreparedXact;
+
+typedef struct PreparedXacts
+{
+	pg_atomic_uint32 count;		/* entries in use; read without the lock */
+	int			end;			/* no entry is in use from here on */
+	PreparedXact entries[FLEXIBLE_ARRAY_MEMBER];
+} PreparedXacts;
+
 static TaskSharedState *shared = NULL;
+static PreparedXacts *prepared = NULL;	/* NULL if the server allows for none */
 
 static TaskSlot *my_slot = NULL;			/* in a worker */
 static TaskDatabase *my_database = NULL;	/* in a scheduler */
@@ -85,6 +103,22 @@ shmem_size(void)
 					mul_size(tasksched_slot_count(), sizeof(TaskSlot)));
 }
 
+/*
+ * Each entry in use is that of a prepared transaction, or of one that a process is
+ * about to prepare or has just ended.
+ */
+static int
+max_prepared(void)
+{
+	return max_prepared_xacts > 0 ? max_prepared_xacts + MaxBackends : 0;
+}
+
+static Size
+prepared_size(void)
+{
+	return add_size(offsetof(PreparedXacts, entries), mul_size(max_prepared(), sizeof(PreparedXact)));
+}
+
 static void
 shmem_request(void)
 {
@@ -92,6 +126,8 @@ shmem_request(void)
 		prev_shmem_request_hook();
 
 	RequestAddinShmemSpace(shmem_size());
+	if (max_prepared() > 0)
+		RequestAddinShmemSpace(prepared_size());
 	RequestNamedLWLockTranche("tasksched", 2);
 	tasksched_crash_create();
 }
@@ -105,6 +141,12 @@ shmem_startup(void)
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
 
+	if (max_prepared() > 0)
+	{
+		prepared = ShmemInitStruct("tasksched prepared transactions", prepared_size(), &found);
+		if (!found)
+			memset(prepared, 0, prepared_size());
+	}
 	shared = ShmemInitStruct("tasksched", shmem_size(), &found);
 	if (found)
 		return;
@@ -335,6 +377,7 @@ find_or_create_database(Oid dboid)
 	db->came = true;
 	db->clean_exit = true;
 	db->terminated = false;
+	db->prepared_known = false;
 	pg_atomic_write_u32(&db->wake, 0);
 	pg_atomic_write_u64(&db->wake_run_at, (uint64) DT_NOEND);
 	db->next_due = DT_NOEND;
@@ -368,6 +411,17 @@ set_scheduler_latch(TaskDatabase *db)
 		wake_launcher();
 }
 
+/* The entry of a database that surely has the extension; NULL if there is no room */
+static TaskDatabase *
+find_or_add_known(Oid dboid)
+{
+	TaskDatabase *db = find_or_create_database(dboid);
+
+	if (db != NULL)
+		db->known = true;
+	return db;
+}
+
 /*
  * Wake the scheduler of a database, or the launcher if it has none.  A
  * database that is not known yet is added if the caller is sure that it has
@@ -384,9 +438,7 @@ tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at)
 	{
 		LWLockRelease(shared->lock);
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-		db = find_or_create_database(dboid);
-		if (db != NULL)
-			db->known = true;
+		db = find_or_add_known(dboid);
 	}
 	if (db != NULL)
 	{
@@ -708,6 +760,172 @@ tasksched_database_copy(Oid dboid, TaskDatabase *copy)
 		memcpy(copy, db, sizeof(TaskDatabase));
 	LWLockRelease(shared->lock);
 	return db != NULL;
+}
+
+/* ----------
+ * Prepared transactions
+ * ----------
+ */
+
+bool
+tasksched_prepared_any(void)
+{
+	return prepared != NULL && pg_atomic_read_u32(&prepared->count) > 0;
+}
+
+static PreparedXact *
+find_prepared(TransactionId xid)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+	for (int i = 0; i < prepared->end; i++)
+	{
+		if (prepared->entries[i].xid == xid)
+			return &prepared->entries[i];
+	}
+	return NULL;
+}
+
+/* Use a free entry; false if there is none */
+static bool
+add_prepared(TransactionId xid, const Wake *wake)
+{
+	PreparedXact *entry = find_prepared(InvalidTransactionId);
+
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+	if (entry == NULL && prepared->end < max_prepared())
+		entry = &prepared->entries[prepared->end++];
+	if (entry == NULL)
+		return false;
+	entry->xid = xid;
+	entry->dboid = MyDatabaseId;
+	entry->wake = *wake;
+	pg_atomic_fetch_add_u32(&prepared->count, 1);
+	return true;
+}
+
+static void
+remove_prepared(PreparedXact *entry)
+{
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+	entry->xid = InvalidTransactionId;
+	while (prepared->end > 0 && !TransactionIdIsValid(prepared->entries[prepared->end - 1].xid))
+		prepared->end--;
+	/* last: who finds none need not wait for the lock, and has been told of all */
+	pg_atomic_fetch_sub_u32(&prepared->count, 1);
+}
+
+/* The current transaction is about to be prepared */
+void
+tasksched_prepared_add(TransactionId xid, const Wake *wake)
+{
+	bool		done;
+
+	if (prepared == NULL)
+		return;					/* the server is about to refuse */
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	done = add_prepared(xid, wake);
+	LWLockRelease(shared->lock);
+	if (!done)
+		elog(ERROR, "too many prepared transactions");
+}
+
+/* In a scheduler: is it to find out what was prepared before the server started? */
+bool
+tasksched_prepared_wanted(void)
+{
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	result = prepared != NULL && !my_database->prepared_known;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/*
+ * In a scheduler: these transactions are prepared in its database.  One that is
+ * not known may have done anything, and created the extension.
+ */
+void
+tasksched_prepared_learn(const TransactionId *xids, int n)
+{
+	const Wake	anything = {
+		.flags = WAKE_SCAN | WAKE_CHECK,
+		.run_at = DT_NOEND,
+		.create = true,
+		.waiters = PG_UINT64_MAX
+	};
+	bool		done = true;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < n && done; i++)
+		done = find_prepared(xids[i]) != NULL || add_prepared(xids[i], &anything);
+	my_database->prepared_known = done;
+	LWLockRelease(shared->lock);
+}
+
+/* The next transactions that are prepared in this database; 0 at the end */
+int
+tasksched_prepared_copy(int *from, TransactionId *xids, int max)
+{
+	int			n = 0;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (; *from < prepared->end && n < max; (*from)++)
+	{
+		const PreparedXact *entry = &prepared->entries[*from];
+
+		if (TransactionIdIsValid(entry->xid) && entry->dboid == MyDatabaseId)
+			xids[n++] = entry->xid;
+	}
+	LWLockRelease(shared->lock);
+	return n;
+}
+
+/* A prepared transaction has ended: tell, unless somebody has */
+void
+tasksched_prepared_tell(TransactionId xid)
+{
+	PreparedXact *entry;
+	uint64		waiters = 0;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	entry = find_prepared(xid);
+	if (entry != NULL)
+	{
+		const Wake *wake = &entry->wake;
+		TaskDatabase *db = wake->create ? find_or_add_known(entry->dboid) : find_database(entry->dboid);
+
+		if (db != NULL && wake->flags != 0)
+		{
+			add_wake(db, wake->flags, wake->run_at);
+			set_scheduler_latch(db);
+		}
+		if (wake->new_databases)
+		{
+			shared->new_databases = true;
+			wake_launcher();
+		}
+		waiters = wake->waiters;
+		remove_prepared(entry);
+	}
+	LWLockRelease(shared->lock);
+	if (waiters != 0)
+		tasksched_waiters_tell(waiters);
+}
+
+/* A transaction could not be prepared after all */
+void
+tasksched_prepared_forget(TransactionId xid)
+{
+	PreparedXact *entry;
+
+	if (prepared == NULL)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	entry = find_prepared(xid);
+	if (entry != NULL)
+		remove_prepared(entry);
+	LWLockRelease(shared->lock);
 }
 
 /* ----------

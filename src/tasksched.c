@@ -1,31 +1,14 @@
 /*
  * tasksched.c
- *	  Entry point: settings, hooks, and what happens at the end of a
- *	  transaction that changed tasks.
- *
- * The functions that change tasks note in the statement what the scheduler has
- * to hear of; it is told once the commit is wholly visible.  A callback at
- * XACT_EVENT_COMMIT would be too early: the rows are visible then, but the
- * other sessions have not heard yet of catalogue changes in the same
- * transaction, such as a GRANT.  A resource release callback after the release
- * of the locks comes after both.
- *
- * A transaction that held a task's row also speaks up when it (or the
- * subtransaction) aborts: the scheduler may have passed the row by because it
- * was locked.
+ *	  Entry point: settings, hooks, what our processes have in common.
  */
 #include "postgres.h"
 
 #include "access/parallel.h"
-#include "access/xact.h"
-#include "catalog/objectaccess.h"
-#include "catalog/pg_extension.h"
-#include "commands/extension.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/guc.h"
-#include "utils/resowner.h"
 
 #include "compat.h"
 #include "tasksched.h"
@@ -43,118 +26,7 @@ int			tasksched_worker_idle_timeout = 60 * 1000;
 int			tasksched_scheduler_idle_timeout = 600;
 int			tasksched_max_crashes = 3;
 
-static object_access_hook_type prev_object_access_hook = NULL;
 static ExecutorStart_hook_type prev_executor_start_hook = NULL;
-
-/* What to tell at the end of the current transaction */
-static struct
-{
-	int			flags;			/* at commit */
-	TimestampTz run_at;
-	int			abort_flags;	/* also if it aborts */
-	bool		create;			/* the database surely has the extension */
-	bool		new_databases;
-	uint64		waiters;
-}			pending = {.run_at = DT_NOEND};
-
-/* The scheduler shall hear of this if the current transaction commits */
-void
-tasksched_wake_at_commit(int flags, TimestampTz run_at)
-{
-	pending.flags |= flags;
-	if (run_at != DT_NOEND && run_at > GetCurrentTimestamp())
-		pending.flags |= WAKE_LATER;
-	pending.run_at = Min(pending.run_at, run_at);
-	pending.create = true;
-}
-
-/* Likewise, and also if it aborts, since it has locked a row */
-void
-tasksched_wake_at_end(int flags, TimestampTz run_at)
-{
-	tasksched_wake_at_commit(flags, run_at);
-	pending.abort_flags |= WAKE_DUE | (pending.flags & WAKE_LATER);
-}
-
-/*
- * Those who wait for this task shall look again if we commit.  The worker that
- * runs it tells them itself, a little later, when it no longer looks running.
- */
-void
-tasksched_tell_waiters_at_commit(const pg_uuid_t *id)
-{
-	if (tasksched_worker_holds(id))
-		return;
-	pending.waiters |= tasksched_waiters_bit(id);
-}
-
-/* A database was created or dropped */
-void
-tasksched_new_databases_at_commit(void)
-{
-	pending.new_databases = true;
-}
-
-/*
- * A prepared transaction was committed or rolled back.  No callback tells what
- * it did: it may have changed any task, or created the extension.
- */
-void
-tasksched_prepared_ended(void)
-{
-	pending.flags |= WAKE_SCAN | WAKE_CHECK;
-	pending.create = pending.create || OidIsValid(tasksched_extension_oid());
-	pending.waiters = PG_UINT64_MAX;
-}
-
-static void
-tell(int flags)
-{
-	if (flags != 0)
-		tasksched_database_wake(MyDatabaseId, pending.create, flags, pending.run_at);
-}
-
-static void
-release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
-{
-	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !tasksched_preloaded())
-		return;
-
-	if (!isCommit)
-		tell(pending.abort_flags);
-	else if (isTopLevel)
-	{
-		tell(pending.flags);
-		if (pending.waiters != 0)
-			tasksched_waiters_tell(pending.waiters);
-		if (pending.new_databases)
-			tasksched_launcher_wake(true);
-	}
-	if (isTopLevel)
-	{
-		memset(&pending, 0, sizeof(pending));
-		pending.run_at = DT_NOEND;
-	}
-}
-
-/*
- * DROP EXTENSION, however it comes about, and ALTER EXTENSION: let the
- * scheduler and those who wait for a task see for themselves.
- */
-static void
-object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
-{
-	if (prev_object_access_hook)
-		prev_object_access_hook(access, classId, objectId, subId, arg);
-
-	if (classId == ExtensionRelationId &&
-		(access == OAT_DROP || access == OAT_POST_ALTER) &&
-		objectId == get_extension_oid("tasksched", true))
-	{
-		pending.flags |= WAKE_SCAN | WAKE_CHECK;
-		pending.waiters = PG_UINT64_MAX;
-	}
-}
 
 /* A parallel worker that runs a part of an action's query, for its first time */
 static void
@@ -294,9 +166,7 @@ _PG_init(void)
 	tasksched_fault_init();
 #endif
 	tasksched_launcher_register();
-	RegisterResourceReleaseCallback(release_callback, NULL);
-	prev_object_access_hook = object_access_hook;
-	object_access_hook = object_access;
+	tasksched_wakeup_init();
 	prev_executor_start_hook = ExecutorStart_hook;
 	ExecutorStart_hook = executor_start;
 	tasksched_commands_init();

@@ -78,8 +78,18 @@ typedef struct Action
 #define WAKE_SCAN		0x04	/* anything may have changed: reconcile */
 #define WAKE_LATER		0x08	/* tasks will be due later, of which run_at is the earliest */
 
+/* What is to be told at the end of a transaction */
+typedef struct Wake
+{
+	int			flags;			/* to the scheduler of its database */
+	TimestampTz run_at;			/* likewise; DT_NOEND = none */
+	bool		create;			/* the database surely has the extension */
+	bool		new_databases;	/* to the launcher */
+	uint64		waiters;		/* see tasksched_waiters_bit() */
+} Wake;
+
 /* ----------
- * tasksched.c: settings, hooks, what happens at a commit
+ * tasksched.c: settings, hooks
  * ----------
  */
 extern bool tasksched_enabled;
@@ -94,12 +104,17 @@ extern int	tasksched_max_crashes;
 extern void tasksched_pin_timeouts(void);
 extern void tasksched_describe_process(BackgroundWorker *worker, const char *kind);
 extern bool tasksched_register_process(BackgroundWorker *worker, BackgroundWorkerHandle **handle);
-extern bool tasksched_preloaded(void);
+
+/* ----------
+ * wakeup.c: what is told at the end of a transaction
+ * ----------
+ */
+extern void tasksched_wakeup_init(void);
 extern void tasksched_wake_at_commit(int flags, TimestampTz run_at);
 extern void tasksched_wake_at_end(int flags, TimestampTz run_at);
 extern void tasksched_tell_waiters_at_commit(const pg_uuid_t *id);
 extern void tasksched_new_databases_at_commit(void);
-extern void tasksched_prepared_ended(void);
+extern void tasksched_learn_prepared(void);
 
 /* ----------
  * commands.c: commands that need a database to themselves
@@ -214,6 +229,7 @@ typedef struct TaskDatabase
 	bool		came;			/* the scheduler that was started last has attached */
 	bool		clean_exit;		/* the last scheduler ended on its own accord */
 	bool		terminated;		/* the last scheduler was sent SIGTERM */
+	bool		prepared_known; /* what was prepared before the server started is noted */
 
 	pg_atomic_uint32 wake;		/* WAKE_* bits not yet seen by the scheduler */
 	pg_atomic_uint64 wake_run_at;	/* earliest due time that came with them */
@@ -229,6 +245,7 @@ typedef struct TaskDatabase
 } TaskDatabase;
 
 extern void tasksched_shmem_init(void);
+extern bool tasksched_preloaded(void);
 extern int	tasksched_slot_count(void);
 
 extern void tasksched_launcher_attach(void);
@@ -254,6 +271,14 @@ extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
 extern bool tasksched_database_clear(Oid dboid);
 extern TaskDatabase *tasksched_databases_copy(int *n);
 extern bool tasksched_database_copy(Oid dboid, TaskDatabase *copy);
+
+extern bool tasksched_prepared_any(void);
+extern void tasksched_prepared_add(TransactionId xid, const Wake *wake);
+extern bool tasksched_prepared_wanted(void);
+extern void tasksched_prepared_learn(const TransactionId *xids, int n);
+extern int	tasksched_prepared_copy(int *from, TransactionId *xids, int max);
+extern void tasksched_prepared_tell(TransactionId xid);
+extern void tasksched_prepared_forget(TransactionId xid);
 
 extern void tasksched_shortage_begin(void);
 extern bool tasksched_shortage(void);

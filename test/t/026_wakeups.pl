@@ -1,0 +1,202 @@
+# What ends far from the session that began it, and is heard of at once: prepared
+# transactions, by whatever process and after whatever restart.
+#
+# Scans are an hour apart, so a wake-up that is lost is not made up for.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use TaskschedTest;
+use TaskschedSession;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $conf = <<'EOT';
+wal_level = logical
+max_wal_senders = 10
+max_replication_slots = 10
+max_prepared_transactions = 5
+tasksched.reconcile_interval = '1h'
+EOT
+my $node = new_node('wakeups', conf => $conf);
+my $id;
+
+sub last_scan
+{
+	return sql($node, q{SELECT last_scan FROM tasksched.status WHERE database = 'postgres'});
+}
+
+# Two rounds of the scheduler from here on; the first has then been published
+sub two_rounds
+{
+	wait_for_status($node, schedule($node, q{'note'}), 'complete', $_) foreach ('a round', 'another one');
+	return;
+}
+
+# ---------------------------------------------------------------------------
+# Prepared transactions
+# ---------------------------------------------------------------------------
+two_rounds();
+my $scanned = last_scan();
+sql($node, 'CREATE TABLE other (i int)');
+foreach my $end (qw(COMMIT ROLLBACK))
+{
+	sql($node, q{BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'other'});
+	sql($node, "$end PREPARED 'other'");
+}
+two_rounds();
+is(last_scan(), $scanned, 'the end of a prepared transaction that is not ours asks for no scan');
+
+# what ours do is heard of at once, whoever ends it, while others stay
+sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'stays'); PREPARE TRANSACTION 'stays'});
+sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'scheduled'); PREPARE TRANSACTION 'p'});
+sql($node, q{COMMIT PREPARED 'p'});
+wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'scheduled'}, 'complete', 'a task that was scheduled runs');
+
+my $moved = schedule($node, q{'note', delay => '1 day'});
+sql($node, "BEGIN; SELECT tasksched.update_task('$moved', run_at => now()); PREPARE TRANSACTION 'p'");
+sql($node, q{COMMIT PREPARED 'p'});
+wait_for_status($node, $moved, 'complete', 'one that was updated too');
+
+my $failed = schedule($node, q{'raising', params => '{"message": "no"}'});
+wait_for_status($node, $failed, 'failed', 'a task fails');
+sql($node, "BEGIN; SELECT tasksched.retry_task('$failed'); PREPARE TRANSACTION 'p'");
+sql($node, q{COMMIT PREPARED 'p'});
+wait_until($node, "SELECT status = 'failed' AND launch = 2 FROM tasksched.tasks WHERE id = '$failed'", 'one that was retried runs once more');
+
+foreach my $locking (q{cancel_task('%s')}, q{delete_task('%s')}, q{update_task('%s', run_at => now() + interval '1 day')})
+{
+	$id = schedule($node, q{'note', delay => '1 s'});
+	sql($node, 'BEGIN; SELECT tasksched.' . sprintf($locking, $id) . q{; PREPARE TRANSACTION 'p'});
+	wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$id'", 'a task becomes due, locked');
+	two_rounds();
+	is(status_of($node, $id), 'scheduled', 'it waits');
+	sql($node, q{ROLLBACK PREPARED 'p'});
+	wait_for_status($node, $id, 'complete', "and runs after the rollback of $locking");
+}
+
+$id = schedule($node, q{'hold', 'never'});
+wait_for_running($node, $id, 'a task runs');
+my $waiter = TaskschedSession->new($node);
+$waiter->begin("SELECT status FROM tasksched.wait_for_task('$id')");
+wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'a session waits for it');
+sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'p'");
+my $start = time;
+sql($node, q{COMMIT PREPARED 'p'});
+is($waiter->end, 'cancelled', 'the session hears of a prepared cancel');
+cmp_ok(time - $start, '<', 45, 'before it would have looked for itself');
+wait_until($node, "SELECT NOT tasksched.task_is_running('$id')", 'and the action is interrupted');
+
+$id = schedule($node, q{'note', delay => '1 day'});
+$waiter->begin("SELECT count(*) FROM tasksched.wait_for_task('$id')");
+wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'it waits for another');
+sql($node, "BEGIN; SELECT tasksched.delete_task('$id'); PREPARE TRANSACTION 'p'");
+$start = time;
+sql($node, q{COMMIT PREPARED 'p'});
+is($waiter->end, '0', 'and hears of a prepared delete');
+cmp_ok(time - $start, '<', 45, 'before it would have looked for itself');
+
+# who waits for its rows does not keep it from having ended
+sql($node, q{BEGIN; UPDATE other SET i = 2; SELECT tasksched.schedule_task('note', 'waited for'); PREPARE TRANSACTION 'p'});
+$waiter->query('BEGIN');
+$waiter->begin('UPDATE other SET i = 3');
+wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Lock\' AND pid = ' . $waiter->pid, 1, 'a session waits for a prepared transaction');
+sql($node, q{COMMIT PREPARED 'p'});
+$waiter->end;
+wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'waited for'}, 'complete', 'its task runs');
+$waiter->query('ROLLBACK');
+
+# PREPARE that fails leaves nothing, however often
+$id = schedule($node, q{'note', delay => '1 s'});
+my ($out, $err) = ('', '');
+$node->psql('postgres', "BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.cancel_task('$id'), pg_sleep(1.5); PREPARE TRANSACTION 'p';\n" .
+	  q{BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.schedule_task('note'); PREPARE TRANSACTION 'p';} x 150,
+	stdout => \$out, stderr => \$err, on_error_stop => 0);
+my @refused = $err =~ /cannot PREPARE/g;
+is(scalar(@refused), 151, 'PREPARE fails again and again');
+wait_for_status($node, $id, 'complete', 'the task that was locked runs');
+sql($node, "BEGIN; SELECT tasksched.schedule_task('note', 'full $_'); PREPARE TRANSACTION 'full $_'") foreach (1 .. 4);
+sqlstate_is($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'full 5'); PREPARE TRANSACTION 'full 5'}, '53200', 'the server allows for no more');
+sql($node, "COMMIT PREPARED 'full $_'") foreach (1 .. 4);
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id ~ 'full' AND status = 'complete'}, 4, 'all of them run');
+
+# the extension goes and comes
+sql($node, 'CREATE DATABASE other');
+create_fixtures($node, 'other');
+wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete', 'a database has its scheduler', 'other');
+my $pid = scheduler_pid($node, 'other');
+sql($node, q{BEGIN; DROP EXTENSION tasksched CASCADE; PREPARE TRANSACTION 'p'}, 'other');
+sql($node, q{COMMIT PREPARED 'p'}, 'other');
+process_gone($pid);
+pass('DROP EXTENSION in a prepared transaction: it ends');
+sql($node, 'DROP TABLE runs, gates', 'other');
+sql($node, <<'EOT', 'other');
+BEGIN;
+CREATE EXTENSION tasksched;
+CREATE FUNCTION nothing() RETURNS void LANGUAGE sql AS 'SELECT';
+SELECT tasksched.register_action('nothing', 'nothing');
+SELECT tasksched.schedule_task('nothing');
+PREPARE TRANSACTION 'p';
+EOT
+sql($node, q{COMMIT PREPARED 'p'}, 'other');
+wait_value($node, 'SELECT status FROM tasksched.tasks', 'complete', 'CREATE EXTENSION and a task in one: the task runs', 'other');
+
+# a process of the server is killed: what was known of prepared transactions is lost
+sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'crash'); PREPARE TRANSACTION 'crash'});
+$id = schedule($node, q{'note', delay => '3 s'});
+sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'locks'");
+signal_process('KILL', $waiter->pid);
+$waiter->gone;
+wait_until($node, "SELECT now() > run_at + interval '0.5 s' AND pg_postmaster_start_time() < now() FROM tasksched.tasks WHERE id = '$id'",
+	'a locked task becomes due after a crash of the server');
+wait_value($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres' AND last_scan IS NOT NULL}, 'running', 'the scheduler is there again');
+two_rounds();
+is(status_of($node, $id), 'scheduled', 'it waits');
+sql($node, q{ROLLBACK PREPARED 'locks'});
+wait_for_status($node, $id, 'complete', 'and runs when the transaction is rolled back');
+foreach my $gid (qw(crash stays))
+{
+	sql($node, "COMMIT PREPARED '$gid'");
+	wait_value($node, "SELECT status FROM tasksched.tasks WHERE resource_id = '$gid'", 'complete', "and a task is, when '$gid' is committed");
+}
+two_rounds();
+$scanned = last_scan();
+sql($node, q{BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'other'});
+sql($node, q{COMMIT PREPARED 'other'});
+two_rounds();
+is(last_scan(), $scanned, 'from then on none that is not ours asks for a scan');
+
+# ---------------------------------------------------------------------------
+# A subscription with two_phase: a worker of logical replication prepares and commits
+# ---------------------------------------------------------------------------
+my $subscriber = new_node('subscriber', conf => $conf);
+sql($_, 'CREATE TABLE orders (i int PRIMARY KEY)') foreach ($node, $subscriber);
+sql($subscriber, <<'EOT');
+CREATE FUNCTION on_order() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM tasksched.schedule_task('note', 'order ' || NEW.i);
+	RETURN NEW;
+END $$;
+CREATE TRIGGER on_order AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION on_order();
+ALTER TABLE orders ENABLE ALWAYS TRIGGER on_order;
+EOT
+sql($node, 'CREATE PUBLICATION orders FOR TABLE orders');
+my $connstr = $node->connstr('postgres');
+sql($subscriber, "CREATE SUBSCRIPTION orders CONNECTION \$c\$$connstr\$c\$ PUBLICATION orders WITH (two_phase = on)");
+wait_value($subscriber, 'SELECT subtwophasestate FROM pg_subscription', 'e', 'a subscription has two_phase enabled');
+sql($node, 'INSERT INTO orders VALUES (1)');
+wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'order 1'}, 'complete', 'a trigger schedules a task');
+sql($node, q{BEGIN; INSERT INTO orders VALUES (2); PREPARE TRANSACTION 'order'});
+wait_value($subscriber, 'SELECT count(*) FROM pg_prepared_xacts', 1, 'a transaction is prepared on the subscriber too');
+is(sql($subscriber, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'order 2'}), 0, 'its task is not there');
+sql($node, q{COMMIT PREPARED 'order'});
+wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'order 2'}, 'complete', 'it runs when that is committed');
+sql($subscriber, 'DROP SUBSCRIPTION orders');
+$subscriber->stop;
+check_log($subscriber);
+
+$node->stop;
+check_log($node, signals => 1);
+done_testing();
