@@ -383,6 +383,12 @@ tasksched_claim_due(void)
 
 	tasksched_begin();
 	tasksched_store_lock(false);
+	if (tasksched_database_is_paused())
+	{
+		/* since this round has begun; the next one has been asked for */
+		tasksched_commit();
+		return;
+	}
 	MemoryContextSwitchTo(tasksched_round.cxt);
 	for (int i = 0; i < nqueues && claims.capacity > 0; i++)
 	{

@@ -405,6 +405,7 @@ scan(void)
 	paused = tasksched_store_get_paused();
 	n = tasksched_store_priorities(&priorities);
 	tasksched_commit();
+	tasksched_database_set_paused(paused);
 	tasksched_queues_reset(priorities, n);
 
 	last_scan = GetCurrentTimestamp();
@@ -440,7 +441,7 @@ report(void)
 
 	tasksched_failing_owners(owners, MAX_FAILING_OWNERS);
 	tasksched_database_report(tasksched_enabled && !paused ? tasksched_queues_next_due() : DT_NOEND,
-							  last_scan, is_busy(), paused, tasksched_round.lack, owners);
+							  last_scan, is_busy(), tasksched_round.lack, owners);
 }
 
 /* One round */

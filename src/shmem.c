@@ -552,17 +552,63 @@ tasksched_database_attach(Oid dboid)
 	return result;
 }
 
-/* In a scheduler: take the reasons that have come up since the last call */
+/*
+ * In a scheduler: take the reasons that have come up since the last call.  After
+ * WAKE_PAUSE the database is paused until a scan, for which that asks as well, has
+ * read the table.
+ */
 int
 tasksched_database_take_wake(TimestampTz *run_at)
 {
 	int			flags;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	flags = pg_atomic_exchange_u32(&my_database->wake, 0);
+	flags = pg_atomic_fetch_and_u32(&my_database->wake, WAKE_PAUSE);
 	*run_at = (TimestampTz) pg_atomic_exchange_u64(&my_database->wake_run_at, (uint64) DT_NOEND);
 	LWLockRelease(shared->lock);
+	if (flags & WAKE_PAUSE)
+	{
+		/* not between the one and the other is it not paused */
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		my_database->paused = true;
+		pg_atomic_fetch_and_u32(&my_database->wake, ~WAKE_PAUSE);
+		LWLockRelease(shared->lock);
+	}
 	return flags;
+}
+
+/*
+ * May no task be launched?  That is so from the commit of pause_scheduler() on,
+ * before the scheduler has seen it.
+ */
+static bool
+is_paused(TaskDatabase *db)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+	return db->paused || (pg_atomic_read_u32(&db->wake) & WAKE_PAUSE) != 0;
+}
+
+/* The same, in a process that is connected to the database; true if it is not known */
+bool
+tasksched_database_is_paused(void)
+{
+	TaskDatabase *db;
+	bool		result;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	db = my_database ? my_database : find_database(MyDatabaseId);
+	result = db == NULL || is_paused(db);
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+/* In a scheduler: what the table says */
+void
+tasksched_database_set_paused(bool paused)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_database->paused = paused;
+	LWLockRelease(shared->lock);
 }
 
 /* In a scheduler: have more come up? */
@@ -630,13 +676,12 @@ tasksched_database_set_yield(Oid dboid, bool yield)
 /* In a scheduler: publish its state */
 void
 tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
-						  bool paused, Lack lack, const Oid *failing_owners)
+						  Lack lack, const Oid *failing_owners)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->next_due = next_due;
 	my_database->last_scan = last_scan;
 	my_database->busy = busy;
-	my_database->paused = paused;
 	my_database->lack = lack;
 	memcpy(my_database->failing_owners, failing_owners, sizeof(my_database->failing_owners));
 	LWLockRelease(shared->lock);
@@ -724,6 +769,13 @@ tasksched_database_clear(Oid dboid)
 	return occupied;
 }
 
+static void
+copy_database(TaskDatabase *copy, TaskDatabase *db)
+{
+	memcpy(copy, db, sizeof(TaskDatabase));
+	copy->paused = is_paused(db);
+}
+
 /* A copy of all entries in use */
 TaskDatabase *
 tasksched_databases_copy(int *n)
@@ -743,7 +795,7 @@ tasksched_databases_copy(int *n)
 	for (int i = 0; i < TASKSCHED_MAX_DATABASES && *n < count; i++)
 	{
 		if (OidIsValid(shared->databases[i].dboid))
-			memcpy(&copy[(*n)++], &shared->databases[i], sizeof(TaskDatabase));
+			copy_database(&copy[(*n)++], &shared->databases[i]);
 	}
 	LWLockRelease(shared->lock);
 	return copy;
@@ -757,7 +809,7 @@ tasksched_database_copy(Oid dboid, TaskDatabase *copy)
 	LWLockAcquire(shared->lock, LW_SHARED);
 	db = find_database(dboid);
 	if (db != NULL)
-		memcpy(copy, db, sizeof(TaskDatabase));
+		copy_database(copy, db);
 	LWLockRelease(shared->lock);
 	return db != NULL;
 }
@@ -991,7 +1043,7 @@ tasksched_slot_release(int i, uint32 generation)
 	return result;
 }
 
-/* Hand a claimed task to an idle worker; false if it went away meanwhile */
+/* Hand a claimed task to an idle worker; false if it went away meanwhile, or by a pause */
 bool
 tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 					  const char *action, const Action *function)
@@ -1000,7 +1052,7 @@ tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 	bool		result = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (slot_is(slot, generation, SLOT_IDLE) && !slot->quit)
+	if (slot_is(slot, generation, SLOT_IDLE) && !slot->quit && !is_paused(my_database))
 	{
 		set_slot_state(slot, SLOT_READY);
 		slot->task = *task;
@@ -1245,16 +1297,20 @@ tasksched_slot_must_quit(void)
 
 /*
  * The action is about to be called, for this launch; false if it shall not,
- * since the task was cancelled after it was read.
+ * since the task was cancelled after it was read, or the database is paused: then
+ * the task is to be put back.
  */
 bool
-tasksched_slot_begin(const TaskRef *task)
+tasksched_slot_begin(const TaskRef *task, bool *paused)
 {
+	TaskDatabase *db;
 	bool		begun = false;
 
 	tasksched_crash_arm(task);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (!my_slot->superseded)
+	db = find_database(my_slot->dboid);
+	*paused = !my_slot->superseded && db != NULL && is_paused(db);
+	if (!my_slot->superseded && !*paused)
 	{
 		set_slot_state(my_slot, SLOT_RUNNING);
 		my_slot->task = *task;

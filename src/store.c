@@ -821,7 +821,8 @@ tasksched_store_set_paused(bool paused)
 	add_home(&args);
 	add_arg(&args, BoolGetDatum(paused));
 	(void) execute(Q_SET_PAUSED, &args);
-	tasksched_wake_at_commit(WAKE_SCAN, DT_NOEND);
+	/* to pause is to have nothing launched from the commit on */
+	tasksched_wake_at_commit(paused ? WAKE_SCAN | WAKE_PAUSE : WAKE_SCAN, DT_NOEND);
 }
 
 bool

@@ -77,6 +77,7 @@ typedef struct Action
 #define WAKE_CHECK		0x02	/* a running task may have been cancelled */
 #define WAKE_SCAN		0x04	/* anything may have changed: reconcile */
 #define WAKE_LATER		0x08	/* tasks will be due later, of which run_at is the earliest */
+#define WAKE_PAUSE		0x10	/* no task may be launched until a scan has seen whether one may */
 
 /* What is to be told at the end of a transaction */
 typedef struct Wake
@@ -161,7 +162,7 @@ typedef enum SlotState
 typedef enum SlotEnd
 {
 	END_NOT_BEGUN,				/* before the action: the claim is undone */
-	END_STALE,					/* likewise, because the worker was outdated */
+	END_STALE,					/* likewise, because the worker was outdated, or by a pause */
 	END_TERMINATED,				/* by SIGTERM: resumed, nothing is counted */
 	END_CUT_SHORT,				/* likewise, right after it began: resumed after a second */
 	END_BOOKKEEPING,			/* the outcome could not be stored */
@@ -260,12 +261,14 @@ extern bool tasksched_database_attach(Oid dboid);
 extern int	tasksched_database_take_wake(TimestampTz *run_at);
 extern bool tasksched_database_is_woken(void);
 extern void tasksched_database_put_wake(int flags, TimestampTz run_at);
+extern bool tasksched_database_is_paused(void);
+extern void tasksched_database_set_paused(bool paused);
 extern bool tasksched_database_must_yield(void);
 extern void tasksched_database_set_known(void);
 extern void tasksched_database_set_clean_exit(void);
 extern void tasksched_database_set_yield(Oid dboid, bool yield);
 extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
-									  bool paused, Lack lack, const Oid *failing_owners);
+									  Lack lack, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
 extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
 extern bool tasksched_database_clear(Oid dboid);
@@ -299,7 +302,7 @@ extern bool tasksched_slot_attach(int slot, uint32 generation);
 extern void tasksched_slot_announce(void);
 extern bool tasksched_slot_must_quit(void);
 extern bool tasksched_slot_take(TaskRef *task, Action *function, bool *quit);
-extern bool tasksched_slot_begin(const TaskRef *task);
+extern bool tasksched_slot_begin(const TaskRef *task, bool *paused);
 extern void tasksched_slot_proceed(const TaskRef *next);
 extern void tasksched_slot_settle(bool last);
 extern bool tasksched_slot_leave(void);

@@ -281,10 +281,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId 
 static bool
 may_proceed(void)
 {
-	TaskDatabase db;
-
 	return tasksched_enabled && !tasksched_slot_must_quit() && !ConfigReloadPending &&
-		tasksched_database_copy(MyDatabaseId, &db) && !db.paused;
+		!tasksched_database_is_paused();
 }
 
 /* What the launch comes to, from what the action returned and what it staged */
@@ -754,9 +752,17 @@ settle(void)
 static bool
 run_launch(Action *action, bool found_now)
 {
+	bool		paused = false;
+
 	TASKSCHED_FAULT_POINT("task taken");
-	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&current.ref))
+	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&current.ref, &paused))
 	{
+		if (paused)
+		{
+			/* the scheduler undoes the claim */
+			tasksched_slot_end(END_STALE);
+			proc_exit(0);
+		}
 		settle();
 		return false;
 	}

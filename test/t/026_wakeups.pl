@@ -1,5 +1,6 @@
 # What ends far from the session that began it, and is heard of at once: prepared
-# transactions, by whatever process and after whatever restart.
+# transactions, by whatever process and after whatever restart; pause_scheduler(),
+# in every state of a launch.
 #
 # Scans are an hour apart, so a wake-up that is lost is not made up for.
 
@@ -196,6 +197,100 @@ wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id =
 sql($subscriber, 'DROP SUBSCRIPTION orders');
 $subscriber->stop;
 check_log($subscriber);
+
+# ---------------------------------------------------------------------------
+# The rest needs points where a process can be stopped
+# ---------------------------------------------------------------------------
+(undef, $err) = try_sql($node, <<'EOT');
+CREATE FUNCTION fault_arm(point text, action text) RETURNS void AS 'tasksched', 'tasksched_fault_arm' LANGUAGE C STRICT;
+CREATE FUNCTION fault_pid(point text) RETURNS int AS 'tasksched', 'tasksched_fault_pid' LANGUAGE C STRICT;
+CREATE FUNCTION fault_release(point text) RETURNS void AS 'tasksched', 'tasksched_fault_release' LANGUAGE C STRICT;
+EOT
+if ($err =~ /could not find function/)
+{
+	$node->stop;
+	check_log($node, signals => 1);
+	done_testing();
+	exit;
+}
+
+sub wait_for_stop
+{
+	my ($point) = @_;
+
+	wait_until($node, "SELECT fault_pid('$point') IS NOT NULL", "a process stops at \"$point\"");
+	return sql($node, "SELECT fault_pid('$point')");
+}
+
+# ---------------------------------------------------------------------------
+# pause_scheduler(): once its commit has returned, nothing is launched
+# ---------------------------------------------------------------------------
+sql($node, <<'EOT');
+CREATE FUNCTION stages(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.leave_row(task, first_launch);
+	RETURN CASE WHEN task.result IS NULL THEN tasksched.proceed('1') ELSE tasksched.complete('2') END;
+END $$;
+SELECT tasksched.register_action('stages', 'stages');
+EOT
+
+# A process stops at a point on the way of a task's launch, the scheduler is paused,
+# and the process goes on: the task is as it was before
+sub pause_at
+{
+	my ($point, $pause) = @_;
+	my $task = sql($node, "SELECT tasksched.schedule_task('note') FROM fault_arm('$point', 'stop')");
+
+	wait_for_stop($point);
+	sql($node, $_) foreach @$pause;
+	sql($node, "SELECT fault_release('$point')");
+	wait_until($node, "SELECT status = 'scheduled' AND launch = 0 AND attempt = 0 AND first_launch AND started_at IS NULL FROM tasksched.live WHERE id = '$task'",
+		"$point: the task is as it was before");
+	return $task;
+}
+
+my $pause = 'SELECT tasksched.pause_scheduler()';
+foreach my $point ('tasks reaped', 'task claimed', 'task taken', 'task read')
+{
+	my @tasks = (pause_at($point, [$pause]));
+
+	wait_until($node, q{SELECT state = 'paused' AND pid IS NOT NULL FROM tasksched.status WHERE database = 'postgres'}, 'status says so');
+	push @tasks, schedule($node, q{'note'});
+	# a scan answers a registration
+	$scanned = last_scan();
+	sql($node, q{SELECT tasksched.register_action('note', 'note')});
+	wait_until($node, "SELECT last_scan > '$scanned' FROM tasksched.status WHERE database = 'postgres'", 'a scan later');
+	is(field_of($node, $_, 'status, launch, attempt'), 'scheduled|0|0', 'nothing is launched') foreach @tasks;
+	sql($node, 'SELECT tasksched.resume_scheduler()');
+	wait_for_status($node, $_, 'complete', 'when it is resumed, it runs') foreach @tasks;
+	is(sql($node, "SELECT string_agg(launch::text, ' ') FROM runs WHERE id = '$_'"), 1, 'in its first launch') foreach @tasks;
+}
+
+# a pause in a prepared transaction; one that is taken back
+$id = pause_at('task read', [ "BEGIN; $pause; PREPARE TRANSACTION 'p'", q{COMMIT PREPARED 'p'} ]);
+sql($node, 'SELECT tasksched.resume_scheduler()');
+wait_for_status($node, $id, 'complete', 'after a pause by COMMIT PREPARED');
+foreach my $undone ("BEGIN; $pause; ROLLBACK", "BEGIN; SAVEPOINT s; $pause; ROLLBACK TO s; COMMIT",
+	"BEGIN; $pause; PREPARE TRANSACTION 'p'; ROLLBACK PREPARED 'p'", "BEGIN; $pause; SELECT tasksched.resume_scheduler(); COMMIT")
+{
+	$id = sql($node, q{SELECT tasksched.schedule_task('note') FROM fault_arm('task read', 'stop')});
+	wait_for_stop('task read');
+	sql($node, $undone);
+	sql($node, q{SELECT fault_release('task read')});
+	wait_for_status($node, $id, 'complete', "not paused: $undone");
+	is(field_of($node, $id, 'launch, attempt'), '1|1', 'it counts one launch');
+}
+
+# between the stages of a task
+$id = sql($node, q{SELECT tasksched.schedule_task('stages') FROM fault_arm('outcome committed', 'stop')});
+wait_for_stop('outcome committed');
+sql($node, $pause);
+sql($node, q{SELECT fault_release('outcome committed')});
+wait_until($node, "SELECT status = 'scheduled' AND launch = 1 FROM tasksched.tasks WHERE id = '$id'", 'the next stage is not launched');
+is(sql($node, "SELECT count(*) FROM runs WHERE id = '$id'"), 1, 'it has left no row');
+sql($node, 'SELECT tasksched.resume_scheduler()');
+wait_for_status($node, $id, 'complete', 'but it is when the scheduler is resumed');
+is(sql($node, "SELECT string_agg(launch::text, ' ' ORDER BY launch) FROM runs WHERE id = '$id'"), '1 2', 'each stage once');
 
 $node->stop;
 check_log($node, signals => 1);
