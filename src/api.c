@@ -18,6 +18,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -662,15 +663,18 @@ wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
 	TaskLookup	task;
 	bool		prepared = false;
 	bool		finished;
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "tasksched wait", ALLOCSET_SMALL_SIZES);
 
 	INSTR_TIME_SET_CURRENT(start);
 	for (;;)
 	{
+		MemoryContext old = MemoryContextSwitchTo(cxt);
 		long		timeout = WAIT_NET_MS;
 
 		task.own_write = false;
-		finished = !look_and_let_go(id, &task) ||
-			task.finished;
+		finished = !look_and_let_go(id, &task) || task.finished;
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(cxt);
 		if (task.own_write)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -703,6 +707,7 @@ wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
 	}
 	if (prepared)
 		tasksched_waiters_leave();
+	MemoryContextDelete(cxt);
 	return finished;
 }
 

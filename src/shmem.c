@@ -1208,10 +1208,14 @@ static void
 slot_detach(int code, Datum arg)
 {
 	TaskSlot   *slot = my_slot;
+	uint64		waiters = 0;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if (slot != NULL)
 	{
+		/* its outcome may be committed, and nobody told */
+		if (slot->state == SLOT_READY || slot->state == SLOT_RUNNING)
+			waiters = tasksched_waiters_bit(&slot->task.id);
 		if (slot->state == SLOT_RUNNING && slot->end == END_CRASHED)
 			slot->end = end_in_action(slot);
 		wake_slot_scheduler(slot);
@@ -1223,6 +1227,8 @@ slot_detach(int code, Datum arg)
 		tasksched_crash_detach();
 	}
 	LWLockRelease(shared->lock);
+	if (waiters != 0)
+		tasksched_waiters_tell(waiters);
 
 	/* one more free place: a database may be waiting for it */
 	if (tasksched_shortage())

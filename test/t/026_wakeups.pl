@@ -1,6 +1,6 @@
 # What ends far from the session that began it, and is heard of at once: prepared
 # transactions, by whatever process and after whatever restart; pause_scheduler(),
-# in every state of a launch.
+# in every state of a launch; a worker that ends between its commit and telling.
 #
 # Scans are an hour apart, so a wake-up that is lost is not made up for.
 
@@ -170,6 +170,54 @@ two_rounds();
 is(last_scan(), $scanned, 'from then on none that is not ours asks for a scan');
 
 # ---------------------------------------------------------------------------
+# Who waits and is woken again and again needs no more memory for that
+# ---------------------------------------------------------------------------
+sub memory_used
+{
+	my ($session) = @_;
+	my $position = log_position($node);
+
+	sql($node, 'SELECT pg_log_backend_memory_contexts(' . $session->pid . ')');
+	wait_for_log($node, qr/Grand total: .* \d+ used/, $position, 'a session tells of its memory');
+	return log_since($node, $position) =~ /Grand total: .* (\d+) used/ ? $1 : undef;
+}
+
+# each cancel wakes those who wait for a task with such a last byte
+sub wake_again_and_again
+{
+	my ($task, $times) = @_;
+
+	sql($node, <<"EOT");
+DO \$\$
+BEGIN
+	FOR i IN 1 .. $times LOOP
+		PERFORM tasksched.cancel_task('$task');
+		COMMIT;
+		PERFORM tasksched.retry_task('$task');
+		COMMIT;
+	END LOOP;
+END \$\$
+EOT
+	return;
+}
+
+sql($node, 'SELECT tasksched.pause_scheduler()');
+my ($awaited, $other) = split /\n/, sql($node, <<'EOT');
+WITH t AS (SELECT id, get_byte(uuid_send(id), 15) % 64 AS k FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{200}'), delay => '1 day') id)
+SELECT id FROM t JOIN (SELECT k FROM t GROUP BY k ORDER BY count(*) DESC LIMIT 1) most USING (k) LIMIT 2
+EOT
+$waiter = TaskschedSession->new($node);
+$waiter->begin("SELECT status FROM tasksched.wait_for_task('$awaited')");
+wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'a session waits');
+wake_again_and_again($other, 100);
+my $used = memory_used($waiter);
+wake_again_and_again($other, 3000);
+cmp_ok(memory_used($waiter) - $used, '<', 10_000, 'it needs no more memory');
+sql($node, "SELECT tasksched.cancel_task('$awaited'), tasksched.cancel_task('$other'), tasksched.resume_scheduler()");
+is($waiter->end, 'cancelled', 'it hears of its task');
+$waiter->quit;
+
+# ---------------------------------------------------------------------------
 # A subscription with two_phase: a worker of logical replication prepares and commits
 # ---------------------------------------------------------------------------
 my $subscriber = new_node('subscriber', conf => $conf);
@@ -291,6 +339,29 @@ is(sql($node, "SELECT count(*) FROM runs WHERE id = '$id'"), 1, 'it has left no 
 sql($node, 'SELECT tasksched.resume_scheduler()');
 wait_for_status($node, $id, 'complete', 'but it is when the scheduler is resumed');
 is(sql($node, "SELECT string_agg(launch::text, ' ' ORDER BY launch) FROM runs WHERE id = '$id'"), '1 2', 'each stage once');
+
+# ---------------------------------------------------------------------------
+# A worker is terminated after the commit of the outcome, before it has told those
+# who wait: there it finds out what library was loaded
+# ---------------------------------------------------------------------------
+SKIP:
+{
+	skip 'postgres_fdw is not installed', 1
+	  if sql($node, q{SELECT count(*) FROM pg_available_extensions WHERE name = 'postgres_fdw'}) == 0;
+	sql($node, 'CREATE EXTENSION postgres_fdw');
+	$id = sql($node, q{SELECT tasksched.schedule_task('run_sql', delay => '1 s', params => '{"sql": "LOAD ''postgres_fdw''"}') FROM fault_arm('outcome committed', 'stop')});
+	$waiter = TaskschedSession->new($node);
+	$waiter->begin("SELECT status FROM tasksched.wait_for_task('$id')");
+	$pid = wait_for_stop('outcome committed');
+	$start = time;
+	signal_process('TERM', $pid);
+	sql($node, q{SELECT fault_release('outcome committed')});
+	is($waiter->end, 'complete', 'who waits for the task of a worker that was terminated hears of it');
+	cmp_ok(time - $start, '<', 45, 'before it would have looked for itself');
+	process_gone($pid);
+	is(field_of($node, $id, 'status, launch'), 'complete|1', 'it stays complete');
+	$waiter->quit;
+}
 
 $node->stop;
 check_log($node, signals => 1);
