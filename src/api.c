@@ -807,7 +807,7 @@ tasksched_claim(PG_FUNCTION_ARGS)
 			ids[i] = *DatumGetUUIDP(elems[i]);
 	}
 	InitMaterializedSRF(fcinfo, 0);
-	n = tasksched_store_claim(ids, n, claimed);
+	n = tasksched_store_claim_ids(ids, n, claimed);
 	for (int i = 0; i < n; i++)
 	{
 		Datum		values[2] = {UUIDPGetDatum(&claimed[i].id), Int32GetDatum(claimed[i].launch)};

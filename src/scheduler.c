@@ -77,6 +77,7 @@ static TimestampTz last_busy;
 static bool for_net;			/* started only to have a look */
 static bool paused;
 static bool purging;
+static TimestampTz purge_from;	/* what finished before has been purged */
 static bool bringing_forward;
 
 Round		tasksched_round;
@@ -319,12 +320,15 @@ resume_orphans(void)
 	return all;
 }
 
-/* Delete old finished tasks, a batch in each round until there are no more */
+/*
+ * Delete old finished tasks, a batch in each round until there are no more.  Each
+ * begins where the last one ended: the index may still have all that was deleted.
+ */
 static void
 purge(void)
 {
 	tasksched_begin();
-	purging = tasksched_store_purge(PURGE_ROWS) == PURGE_ROWS;
+	purging = tasksched_store_purge(&purge_from, PURGE_ROWS) == PURGE_ROWS;
 	tasksched_commit();
 	if (purging)
 		tasksched_retry_by(GetCurrentTimestamp());
@@ -406,12 +410,13 @@ scan(void)
 	n = tasksched_store_priorities(&priorities);
 	tasksched_commit();
 	tasksched_database_set_paused(paused);
-	tasksched_queues_reset(priorities, n);
+	tasksched_queues_scan(priorities, n);
 
 	last_scan = GetCurrentTimestamp();
 	next_scan = all_resumed ? TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval) :
 		last_scan + LOCKED_RETRY_US;
 	purging = true;
+	purge_from = DT_NOBEGIN;
 	bringing_forward = last_scan < latest - SET_BACK_US;
 }
 
@@ -503,22 +508,38 @@ check_yield(bool busy)
 	exit_cleanly();
 }
 
-/* Exit if there has been nothing to do for long enough, or another needs us */
+/*
+ * Is there a due task that can't be launched now?  Nobody may tell when it can
+ * be, so the scans have to find out.  If nothing is to be launched at all, whoever
+ * changes that tells.
+ */
+static bool
+is_held(void)
+{
+	return tasksched_enabled && !paused && tasksched_queues_held();
+}
+
+/*
+ * Exit if there has been nothing to do for long enough, or another needs us.  Held
+ * tasks keep us, but not from making room: whoever waits for a place has more
+ * to do.
+ */
 static void
 check_exit(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (is_launching() || tasksched_count_slots(SLOT_FREE) < tasksched_round.nslots)
-		last_busy = now;
-
-	check_yield(is_busy());
-	if (for_net || now - last_busy >= tasksched_scheduler_idle_timeout * USECS_PER_SEC)
+	if (is_launching() || is_held() || tasksched_count_slots(SLOT_FREE) < tasksched_round.nslots)
 	{
-		if (last_busy != now)
-			exit_cleanly();
+		last_busy = now;
 		for_net = false;
 	}
+
+	check_yield(is_busy());
+	if (last_busy == now || purging || bringing_forward)
+		return;
+	if (for_net || now - last_busy >= tasksched_scheduler_idle_timeout * USECS_PER_SEC)
+		exit_cleanly();
 }
 
 /* When something has to be done next, if nobody wakes us before */

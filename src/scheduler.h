@@ -34,11 +34,12 @@ extern PutBack tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_
  * ----------
  */
 extern void tasksched_queues_init(void);
-extern void tasksched_queues_reset(const int16 *priorities, int n);
+extern void tasksched_queues_scan(const int16 *priorities, int n);
 extern void tasksched_queues_note_due(TimestampTz run_at, TimestampTz now);
 extern void tasksched_queues_note_later(void);
 extern void tasksched_queues_revisit(TimestampTz now, TimestampTz at_the_latest);
 extern bool tasksched_queues_due(void);
+extern bool tasksched_queues_held(void);
 extern TimestampTz tasksched_queues_next_due(void);
 extern TimestampTz tasksched_queues_next_reason(void);
 extern void tasksched_claim_due(void);

@@ -198,7 +198,7 @@ static const QueryText queries[NUM_QUERIES] = {
 		{0}
 	},
 	[Q_PEEK] = {
-		"SELECT id, run_at, owner::oid, action, (installation, database) IS DISTINCT FROM ($6, $7) "
+		"SELECT id, run_at, owner::oid, action, (installation, database) IS DISTINCT FROM ($6, $7), ctid "
 		"FROM tasksched.live WHERE status = 'scheduled' AND priority = $1 AND (run_at, id) > ($2, $3) "
 		"AND run_at <= $4 ORDER BY run_at, id LIMIT $5",
 		{INT2OID, TIMESTAMPTZOID, UUIDOID, TIMESTAMPTZOID, INT8OID, INT8OID, OIDOID}
@@ -209,13 +209,17 @@ static const QueryText queries[NUM_QUERIES] = {
 		{INT2OID, TIMESTAMPTZOID}
 	},
 	[Q_CLAIM] = {
-		/* greatest(): due, in a form that no index can serve either */
+		/*
+		 * $1: their places; greatest(): due at $2, in a form that no index can serve
+		 * either; the last one is no EXISTS, which could become a join that walks
+		 */
 		"UPDATE tasksched.live SET status = 'active', launch = " NEXT_LAUNCH ", attempt = greatest(attempt, 1), "
-		"started_at = coalesce(started_at, $2), updated_at = $2 "
-		"WHERE id = ANY (ARRAY(SELECT id FROM tasksched.live "
-		"WHERE id = ANY ($1) AND " IS_SCHEDULED " AND greatest(run_at, $2) = $2 "
-		"FOR NO KEY UPDATE SKIP LOCKED)) AND " IS_SCHEDULED " RETURNING id, launch",
-		{UUIDARRAYOID, TIMESTAMPTZOID}
+		"started_at = coalesce(started_at, $3), updated_at = $3 "
+		"WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM tasksched.live l "
+		"WHERE l.ctid = ANY ($1) AND l." IS_SCHEDULED " AND greatest(l.run_at, $2) = $2 "
+		"AND (SELECT f.id FROM tasksched.finished f WHERE f.id = l.id) IS NULL "
+		"FOR NO KEY UPDATE OF l SKIP LOCKED)) AND " IS_SCHEDULED " RETURNING id, launch",
+		{TIDARRAYOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 	[Q_PUT_BACK] = {
 		/* $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add; $6: no launch has happened; $7: the launch */
@@ -234,14 +238,15 @@ static const QueryText queries[NUM_QUERIES] = {
 		{INT8OID, OIDOID}
 	},
 	[Q_BRING_FORWARD] = {
-		"UPDATE tasksched.live SET run_at = $1, updated_at = $1 WHERE id = ANY (ARRAY("
-		"SELECT id FROM tasksched.live WHERE status = 'scheduled' AND run_at > $1 AND run_at <= updated_at "
+		"UPDATE tasksched.live SET run_at = $1, updated_at = $1 WHERE ctid = ANY (ARRAY("
+		"SELECT ctid FROM tasksched.live WHERE status = 'scheduled' AND run_at > $1 AND run_at <= updated_at "
 		"LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
 		{TIMESTAMPTZOID, INT8OID}
 	},
 	[Q_SUPERSEDED] = {
-		"SELECT r.id, r.launch FROM unnest($1, $2) r(id, launch) WHERE NOT EXISTS ("
-		"SELECT FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND " IS_ACTIVE ")",
+		/* one index look-up for each */
+		"SELECT r.id, r.launch FROM unnest($1, $2) r(id, launch) WHERE ("
+		"SELECT t.id FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND t." IS_ACTIVE ") IS NULL",
 		{UUIDARRAYOID, INT4ARRAYOID}
 	},
 	[Q_STUCK] = {
@@ -250,9 +255,11 @@ static const QueryText queries[NUM_QUERIES] = {
 		{TIMESTAMPTZOID, INT8OID, OIDOID}
 	},
 	[Q_PURGE] = {
-		"DELETE FROM tasksched.finished WHERE id = ANY (ARRAY(SELECT id FROM tasksched.finished "
-		"WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
-		{TIMESTAMPTZOID, INT8OID}
+		/* $2: where the last batch ended */
+		"DELETE FROM tasksched.finished WHERE ctid = ANY (ARRAY(SELECT ctid FROM tasksched.finished "
+		"WHERE finished_at < $1 AND finished_at >= $2 ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) "
+		"RETURNING finished_at",
+		{TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[Q_CHECKPOINT] = {
 		"UPDATE tasksched.live SET result = coalesce($3, result), error = coalesce($4, error), updated_at = $5 "
@@ -883,16 +890,16 @@ tasksched_store_priorities(int16 **priorities)
 
 /* The next scheduled tasks of a priority after a place in its queue */
 int
-tasksched_store_peek(int16 priority, TimestampTz after_run_at, const pg_uuid_t *after_id,
-					 TimestampTz horizon, int limit, Candidate *candidates)
+tasksched_store_peek(int16 priority, const QueuePlace *after, TimestampTz horizon, int limit,
+					 Candidate *candidates)
 {
 	Args		args = {0};
 	Entered		saved;
 	int			n;
 
 	add_arg(&args, Int16GetDatum(priority));
-	add_arg(&args, TimestampTzGetDatum(after_run_at));
-	add_pointer(&args, after_id);
+	add_arg(&args, TimestampTzGetDatum(after->run_at));
+	add_pointer(&args, &after->id);
 	add_arg(&args, TimestampTzGetDatum(horizon));
 	add_arg(&args, Int64GetDatum(limit));
 	add_home(&args);
@@ -907,6 +914,7 @@ tasksched_store_peek(int16 priority, TimestampTz after_run_at, const pg_uuid_t *
 		c->owner = DatumGetObjectId(result(i, 3, NULL));
 		strlcpy(c->action, TextDatumGetCString(result(i, 4, NULL)), NAMEDATALEN);
 		c->foreign = DatumGetBool(result(i, 5, NULL));
+		c->place = *(ItemPointer) DatumGetPointer(result(i, 6, NULL));
 	}
 	leave(&saved);
 	return n;
@@ -951,22 +959,45 @@ copy_refs(TaskRef *refs, int n)
 }
 
 /*
- * Claim those of the tasks that are still due and that nobody holds: status
- * active, the next launch.
+ * Claim those of the tasks at these places that were due at the time of the look,
+ * that nobody holds, and that are not finished as well: status active, the next
+ * launch.
  */
 int
-tasksched_store_claim(const pg_uuid_t *ids, int n, TaskRef *claimed)
+tasksched_store_claim(const ItemPointerData *places, int n, TimestampTz due, TaskRef *claimed)
 {
 	Args		args = {0};
 	Entered		saved;
+	Datum	   *elems = palloc(Max(n, 1) * sizeof(Datum));
 
+	for (int i = 0; i < n; i++)
+		elems[i] = PointerGetDatum(&places[i]);
 	enter(&saved);
-	add_pointer(&args, uuid_array(ids, n, sizeof(pg_uuid_t)));
+	add_pointer(&args, construct_array(elems, n, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
+	add_time(&args, due);
 	add_time(&args, GetCurrentTimestamp());
 	n = (int) run(Q_CLAIM, &args);
 	copy_refs(claimed, n);
 	leave(&saved);
 	return n;
+}
+
+/* Claim tasks by their ids */
+int
+tasksched_store_claim_ids(const pg_uuid_t *ids, int n, TaskRef *claimed)
+{
+	ItemPointerData *places = palloc(Max(n, 1) * sizeof(ItemPointerData));
+	int			nplaces = 0;
+
+	tasksched_store_lock(false);
+	for (int i = 0; i < n; i++)
+	{
+		TaskLookup	row;
+
+		if (tasksched_row_find_live(&ids[i], &row))
+			places[nplaces++] = row.place;
+	}
+	return tasksched_store_claim(places, nplaces, GetCurrentTimestamp(), claimed);
 }
 
 /* The task has crashed as often as it may */
@@ -1114,17 +1145,29 @@ tasksched_store_stuck(pg_uuid_t **ids, char ***actions)
 	return n;
 }
 
-/* Delete finished tasks that are old enough, up to a limit; returns how many */
+/*
+ * Delete finished tasks that are old enough, up to a limit; returns how many.  It
+ * begins at a time that it moves on, so that it does not step again over those
+ * that it has deleted already.
+ */
 int
-tasksched_store_purge(int limit)
+tasksched_store_purge(TimestampTz *from, int limit)
 {
 	Args		args = {0};
+	Entered		saved;
+	int			n;
 
 	if (tasksched_keep_finished_tasks < 0)
 		return 0;
 	add_time(&args, GetCurrentTimestamp() - tasksched_keep_finished_tasks * USECS_PER_SEC);
+	add_time(&args, *from);
 	add_arg(&args, Int64GetDatum(limit));
-	return (int) execute(Q_PURGE, &args);
+	enter(&saved);
+	n = (int) run(Q_PURGE, &args);
+	for (int i = 0; i < n; i++)
+		*from = Max(*from, DatumGetTimestampTz(result(i, 1, NULL)));
+	leave(&saved);
+	return n;
 }
 
 /* ----------

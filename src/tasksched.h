@@ -470,6 +470,13 @@ extern bool tasksched_row_read(const TaskRef *task, TaskRow *row);
  * ----------
  */
 
+/* A place in a queue: before it or at it are the tasks that come no later */
+typedef struct QueuePlace
+{
+	TimestampTz run_at;
+	pg_uuid_t	id;
+} QueuePlace;
+
 /* A due (or soon due) task as the scheduler sees it */
 typedef struct Candidate
 {
@@ -478,6 +485,7 @@ typedef struct Candidate
 	Oid			owner;
 	char		action[NAMEDATALEN];
 	bool		foreign;		/* belongs to another installation */
+	ItemPointerData place;		/* of its row, for the transaction that has looked */
 } Candidate;
 
 /* What putting a task back came to */
@@ -515,16 +523,17 @@ extern void tasksched_store_get_tasks(ArrayType *actions, const char *resource_i
 									  ReturnSetInfo *rsinfo);
 
 extern int	tasksched_store_priorities(int16 **priorities);
-extern int	tasksched_store_peek(int16 priority, TimestampTz after_run_at, const pg_uuid_t *after_id,
-								 TimestampTz horizon, int limit, Candidate *candidates);
+extern int	tasksched_store_peek(int16 priority, const QueuePlace *after, TimestampTz horizon, int limit,
+								 Candidate *candidates);
 extern TimestampTz tasksched_store_next_due(int16 priority, TimestampTz after);
-extern int	tasksched_store_claim(const pg_uuid_t *ids, int n, TaskRef *claimed);
+extern int	tasksched_store_claim(const ItemPointerData *places, int n, TimestampTz due, TaskRef *claimed);
+extern int	tasksched_store_claim_ids(const pg_uuid_t *ids, int n, TaskRef *claimed);
 extern PutBack tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed);
 extern int	tasksched_store_active(TaskRef **tasks);
 extern int	tasksched_store_bring_forward(int limit);
 extern int	tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded);
 extern int	tasksched_store_stuck(pg_uuid_t **ids, char ***actions);
-extern int	tasksched_store_purge(int limit);
+extern int	tasksched_store_purge(TimestampTz *from, int limit);
 
 extern bool tasksched_store_checkpoint(const TaskRef *task, const Outcome *change);
 extern bool tasksched_store_finish(const TaskRef *task, const Outcome *outcome);
