@@ -154,6 +154,7 @@ tasksched_action_unfit(Oid function, Action *action)
 	action->function_owner = proc->proowner;
 	action->is_procedure = proc->prokind == PROKIND_PROCEDURE;
 	action->strict = proc->proisstrict;
+	action->security_definer = proc->prosecdef;
 
 	if (proc->prokind == PROKIND_AGGREGATE)
 		reason = "is an aggregate function";

@@ -441,7 +441,7 @@ Datum
 tasksched_update_task(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = PG_ARGISNULL(0) ? NULL : PG_GETARG_UUID_P(0);
-	bool		own = id != NULL && tasksched_is_current_task(id);
+	bool		own = id != NULL && tasksched_is_current_task(id) && tasksched_current_task_is_own();
 	Outcome		change;
 	TaskLookup	task;
 
@@ -503,7 +503,9 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 	pg_uuid_t  *id = PG_ARGISNULL(0) ? NULL : PG_GETARG_UUID_P(0);
 	TaskLookup	task;
 
-	if (id != NULL && tasksched_is_current_task(id))
+	/* whoever asks: it would wait for itself; but who may not see it learns nothing */
+	if (id != NULL && tasksched_is_current_task(id) &&
+		(tasksched_current_task_is_own() || tasksched_caller_is_admin()))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("an action cannot cancel its own task"),
@@ -764,6 +766,11 @@ tasksched_report_progress(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("report_progress can only be called inside an action that runs a task")));
+	if (!tasksched_current_task_is_own())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("report_progress can only be called with the rights of the task's owner"),
+				 errdetail("The current user is \"%s\".", GetUserNameFromId(GetUserId(), false))));
 	if (note != NULL)
 		note[pg_mbcliplen(note, strlen(note), PROGRESS_NOTE_LEN - 1)] = '\0';
 	tasksched_slot_progress(PG_ARGISNULL(0) ? NULL : &done,
@@ -776,7 +783,7 @@ Datum
 tasksched_current_task(PG_FUNCTION_ARGS)
 {
 	InitMaterializedSRF(fcinfo, 0);
-	if (tasksched_in_action())
+	if (tasksched_current_task_is_own())
 		return_task(fcinfo, tasksched_current_task_datum());
 	return (Datum) 0;
 }

@@ -68,6 +68,7 @@ typedef struct Action
 	Oid			function_owner;
 	bool		is_procedure;
 	bool		strict;
+	bool		security_definer;
 	ActionArgs	args;
 	ActionResult result;
 } Action;
@@ -546,6 +547,7 @@ extern uint32 tasksched_settings_fingerprint(Oid owner);
 extern bool tasksched_in_action(void);
 extern bool tasksched_worker_holds(const pg_uuid_t *id);
 extern bool tasksched_is_current_task(const pg_uuid_t *id);
+extern bool tasksched_current_task_is_own(void);
 extern void tasksched_stage_current_task(const Outcome *change);
 extern Datum tasksched_current_task_datum(void);
 

@@ -86,6 +86,7 @@ typedef struct Staged
 static struct
 {
 	bool		in_action;		/* the second transaction is under way */
+	const Action *action;		/* what it calls */
 	bool		finishing;		/* the action has returned: store the outcome */
 	bool		superseded;		/* the fence has failed */
 	bool		bookkeeping;	/* in our own statements */
@@ -118,6 +119,23 @@ bool
 tasksched_is_current_task(const pg_uuid_t *id)
 {
 	return current.in_action && tasksched_same_task(id, &current.ref.id);
+}
+
+/*
+ * Is the task whose action is under way the current user's own?  An action runs
+ * code of others, too, as them: a function with SECURITY DEFINER, an expression of
+ * an index.  The task is for those who have the rights of its owner, and for the
+ * owner of the action's function if that is the one whose rights it has.
+ */
+bool
+tasksched_current_task_is_own(void)
+{
+	const Action *action = current.action;
+
+	if (!current.in_action)
+		return false;
+	return has_privs_of_role(GetUserId(), my_args.owner) ||
+		(action->security_definer && action->function_owner == GetUserId());
 }
 
 /* Does this worker hold the task, in its action or around it? */
@@ -768,6 +786,7 @@ run_launch(Action *action, bool found_now)
 	}
 
 	show_activity();
+	current.action = action;
 	QueryCancelPending = false; /* it was meant for an earlier launch */
 	RESUME_CANCEL_INTERRUPTS();
 	PG_TRY();
