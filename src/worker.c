@@ -15,6 +15,9 @@
  * A cancel interrupt is meant for an action, so it is held back all the time but
  * while one runs, and what came too late for its launch is dropped.
  *
+ * What commits elsewhere at the same time, such as postgres_fdw on a foreign
+ * server, does so in callbacks of its own, so ours has to be the first of them.
+ *
  * What an action stages by update_task() for its own task is kept here, in a
  * stack with an entry for each subtransaction that changed something, until
  * the callback stores it: the row must not be locked while a user's code runs.
@@ -36,6 +39,7 @@
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "common/pg_prng.h"
+#include "executor/executor.h"
 #include "jit/jit.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -46,6 +50,7 @@
 #include "storage/lock.h"
 #include "storage/sinval.h"
 #include "tcop/tcopprot.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -88,6 +93,8 @@ static struct
 	bool		in_action;		/* the second transaction is under way */
 	const Action *action;		/* what it calls */
 	bool		finishing;		/* the action has returned: store the outcome */
+	bool		committing;		/* callbacks of a commit or abort are being called */
+	bool		has_committed;	/* a procedure, on its way */
 	bool		superseded;		/* the fence has failed */
 	bool		bookkeeping;	/* in our own statements */
 	TaskRef		ref;
@@ -103,6 +110,9 @@ static MemoryContext launch_cxt;	/* reset after each launch */
 static WorkerArgs my_args;
 static volatile bool role_changed = false;
 static uint32 owner_hash;		/* of the owner's entry in the cache of roles */
+
+static ExecutorEnd_hook_type prev_executor_end_hook = NULL;
+static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 
 /* ----------
  * Staged changes
@@ -432,18 +442,76 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+			current.committing = true;
 			store_at_commit();
 			break;
 		case XACT_EVENT_COMMIT:
+			current.committing = false;
+			current.has_committed = true;
 			keep_committed();
 			break;
 		case XACT_EVENT_ABORT:
+			current.committing = false;
 			while (current.staged != NULL)
 				pop_staged();
 			break;
 		default:
 			break;
 	}
+}
+
+/*
+ * Have our callback be the first at the next commit.  They are called in the
+ * reverse order of their registration, and postgres_fdw, for one, registers its own
+ * when the action first makes it connect.
+ *
+ * While they are being called, the list must not change; our own statements come
+ * by here then.
+ */
+static void
+be_first_at_commit(void)
+{
+	if (!current.in_action || current.committing)
+		return;
+	UnregisterXactCallback(xact_callback, NULL);
+	RegisterXactCallback(xact_callback, NULL);
+}
+
+static void
+executor_end(QueryDesc *queryDesc)
+{
+	if (prev_executor_end_hook)
+		prev_executor_end_hook(queryDesc);
+	else
+		standard_ExecutorEnd(queryDesc);
+	be_first_at_commit();
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_process_utility_hook)
+		prev_process_utility_hook(pstmt, queryString, readOnlyTree, context,
+								  params, queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+								params, queryEnv, dest, qc);
+	be_first_at_commit();
+}
+
+/*
+ * Actions use the executor or a utility command for whatever may end in a commit
+ * elsewhere, their deferred triggers included.
+ */
+static void
+watch_statements(void)
+{
+	prev_executor_end_hook = ExecutorEnd_hook;
+	ExecutorEnd_hook = executor_end;
+	prev_process_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
 }
 
 /* ----------
@@ -555,6 +623,7 @@ run_action(const Action *action)
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("action left a subtransaction open")));
 	current.finishing = true;
+	be_first_at_commit();
 	CommitTransactionCommand();
 	current.in_action = false;
 }
@@ -1001,6 +1070,7 @@ tasksched_worker_main(Datum arg)
 	launch_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launch", ALLOCSET_DEFAULT_SIZES);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
+	watch_statements();
 	pgstat_report_activity(STATE_IDLE, NULL);
 	announce();
 

@@ -156,6 +156,112 @@ foreach my $case (
 }
 is(field_of($node, $id, 'result'), '"by its definer"', 'and what it stages is kept');
 
+# ---------------------------------------------------------------------------
+# What commits elsewhere: after the fence, or not at all
+# ---------------------------------------------------------------------------
+my %available = map { $_ => 1 } split /\n/, sql($node, 'SELECT name FROM pg_available_extensions');
+
+SKIP:
+{
+	skip 'postgres_fdw is not installed', 1 unless $available{postgres_fdw};
+
+	sql($node, 'CREATE DATABASE far');
+	sql($node, 'CREATE TABLE rows_there (what text)', 'far');
+	sql($node, sprintf(<<'SQL', $node->host, $node->port, $super));
+CREATE EXTENSION postgres_fdw;
+CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '%s', port '%s', dbname 'far');
+CREATE USER MAPPING FOR CURRENT_USER SERVER far OPTIONS (user '%s');
+CREATE FOREIGN TABLE rows_there (what text) SERVER far;
+CREATE TABLE rows_here (what text);
+CREATE FUNCTION send() RETURNS void LANGUAGE sql AS $$
+	INSERT INTO public.rows_here VALUES ('sent'); INSERT INTO public.rows_there VALUES ('sent') $$;
+CREATE PROCEDURE send_and_commit() LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM public.send();
+	COMMIT;
+	PERFORM public.send();
+END $$;
+CREATE PROCEDURE commit_and_send() LANGUAGE plpgsql AS $$
+BEGIN
+	COMMIT;
+	PERFORM public.send();
+END $$;
+-- the first connection is made by a deferred trigger
+CREATE TABLE outbox (what text);
+CREATE FUNCTION send_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM public.send(); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER send_row AFTER INSERT ON outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION send_row();
+CREATE FUNCTION send_later() RETURNS void LANGUAGE sql AS $$ INSERT INTO public.outbox VALUES ('later') $$;
+-- and by a utility command
+CREATE PROCEDURE look_and_commit() LANGUAGE plpgsql AS $$
+BEGIN
+	ANALYZE public.rows_there;
+	PERFORM public.send();
+	COMMIT;
+END $$;
+SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{send,send_and_commit,commit_and_send,send_later,look_and_commit}'::text[]) a;
+SQL
+	my $sent = sub { return join(' ', sql($node, 'SELECT count(*) FROM rows_here'), sql($node, 'SELECT count(*) FROM rows_there', 'far')); };
+	my $clear = sub { sql($node, 'TRUNCATE rows_here'); sql($node, 'TRUNCATE rows_there', 'far'); return; };
+
+	foreach my $case ([ 'send', 1 ], [ 'send_and_commit', 2 ], [ 'commit_and_send', 1 ], [ 'send_later', 1 ], [ 'look_and_commit', 1 ])
+	{
+		my ($action, $rows) = @$case;
+
+		$clear->();
+		$id = schedule($node, "'$action'");
+		wait_for_status($node, $id, 'complete', "$action runs");
+		is($sent->(), "$rows $rows", "$action: rows are here and there");
+	}
+
+	# the fence fails: which commit it is that is stopped
+	foreach my $case ([ 'send', 1, 0 ], [ 'send_and_commit', 1, 0 ], [ 'send_and_commit', 2, 1 ], [ 'commit_and_send', 2, 0 ],
+		[ 'send_later', 1, 0 ], [ 'look_and_commit', 1, 0 ])
+	{
+		my ($action, $commit, $rows) = @$case;
+
+		$clear->();
+		stop_at('action returned');
+		$id = schedule($node, "'$action'");
+		wait_at('action returned', "$action is at its commit");
+		if ($commit == 2)
+		{
+			stop_at('outcome written');
+			release('action returned');
+			wait_at('outcome written', 'has written its checkpoint');
+			stop_at('action returned');
+			release('outcome written');
+			wait_at('action returned', 'and is at its second commit');
+		}
+		my $worker = worker_pid($node, $id);
+		is(sql($node, "SELECT tasksched.cancel_task('$id')"), 't', "$action is cancelled right before commit $commit");
+		release('action returned');
+		process_gone($worker);	# postgres_fdw is not for the next task
+		is($sent->(), "$rows $rows", "$action: nothing of that is here or there");
+		is(status_of($node, $id), 'cancelled', 'it is cancelled');
+	}
+
+	# terminated while it waits for its row
+	foreach my $action ('send', 'send_later')
+	{
+		my $session = TaskschedSession->new($node);
+
+		$clear->();
+		stop_at('action returned');
+		$id = schedule($node, "'$action'");
+		wait_at('action returned', "$action is at its commit");
+		my $worker = worker_pid($node, $id);
+		$session->query("BEGIN; SELECT tasksched.cancel_task('$id')");
+		release('action returned');
+		wait_value($node, "SELECT pg_blocking_pids($worker)", '{' . $session->pid . '}', 'and waits for a session that has cancelled it');
+		is(sql($node, "SELECT pg_terminate_backend($worker)"), 't', 'terminated there');
+		process_gone($worker);
+		$session->query('ROLLBACK');
+		wait_for_status($node, $id, 'complete', 'it is launched again');
+		is($sent->(), '1 1', "$action: its row is here and there once");
+		$session->quit;
+	}
+}
+
 
 check_log($node);
 done_testing();
