@@ -170,6 +170,19 @@ tasksched_action_unfit(Oid function, Action *action)
 	return reason;
 }
 
+/* Does the function of an action still exist, in the hands of the same owner? */
+bool
+tasksched_action_is_there(const Action *action)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(action->function));
+	bool		result = HeapTupleIsValid(tuple) &&
+		((Form_pg_proc) GETSTRUCT(tuple))->proowner == action->function_owner;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return result;
+}
+
 /* The signature of a function, qualified and quoted, as it is stored */
 char *
 tasksched_action_signature(Oid function)

@@ -835,5 +835,6 @@ tasksched_finish(PG_FUNCTION_ARGS)
 	tasksched_outcome_from_datum(PG_GETARG_DATUM(2), &outcome, CurrentMemoryContext);
 	if (outcome.status == STATUS_NONE)
 		outcome.status = STATUS_COMPLETE;
+	tasksched_store_lock(true);
 	PG_RETURN_BOOL(tasksched_store_finish(&task, &outcome));
 }

@@ -525,6 +525,7 @@ tasksched_store_lock_to_read(void)
 /*
  * Run a statement that changes the row of one live task, which takes the place
  * of that row as its last argument; returns the number of rows.
+ * tasksched_store_lock() is to be called before.
  */
 static uint64
 change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
@@ -535,7 +536,6 @@ change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
 	bool		first = true;
 	uint64		n = 0;
 
-	tasksched_store_lock(false);
 	add_pointer(&with_place, &row.place);
 	while (n == 0 && tasksched_row_find_live(id, &row) &&
 		   (first || !ItemPointerEquals(&row.place, &before)))
@@ -773,7 +773,6 @@ to_finished(const pg_uuid_t *id, const int32 *launch, const Outcome *outcome, in
 	add_pointer(&args, outcome->error_details);
 	add_arg(&args, Int32GetDatum(crashes));
 	add_time(&args, GetCurrentTimestamp());
-	tasksched_store_lock(true);
 	if (!replace_twin(id, launch) || change_live(Q_TO_FINISHED, &args, id) == 0)
 		return false;
 	tasksched_tell_waiters_at_commit(id);

@@ -395,6 +395,7 @@ extern const char *tasksched_action_unfit(Oid function, Action *action);
 extern Oid	tasksched_action_find(const char *name);
 extern void tasksched_action_check(Oid function, const char *name);
 extern char *tasksched_action_signature(Oid function);
+extern bool tasksched_action_is_there(const Action *action);
 extern char *tasksched_action_blocked(const char *action, Action *found);
 extern void tasksched_action_call(const Action *action, Datum task, Datum params, bool params_null,
 								  bool first_launch, Outcome *outcome, MemoryContext cxt);

@@ -96,7 +96,9 @@ static struct
 	bool		committing;		/* callbacks of a commit or abort are being called */
 	bool		has_committed;	/* a procedure, on its way */
 	bool		superseded;		/* the fence has failed */
-	bool		bookkeeping;	/* in our own statements */
+	bool		bookkeeping;	/* our own statements have begun, and not come to their end */
+	bool		locking;		/* likewise: they take their locks */
+	ErrorData  *own_error;		/* what they raised; NULL if that could not be kept */
 	TaskRef		ref;
 	TaskRow		row;
 	Outcome		returned;		/* what the action has returned */
@@ -351,11 +353,11 @@ lift_lock_timeout(void)
 }
 
 /*
- * Right before a commit of the action's: store the outcome, or at a COMMIT
- * inside a procedure what it staged so far.
+ * Store the outcome, or at a COMMIT inside a procedure what it staged so far;
+ * false if the launch no longer holds the task.
  */
-static void
-store_at_commit(void)
+static bool
+store_in_action(void)
 {
 	Staged	   *staged = staged_now();
 	bool		read_only = XactReadOnly;
@@ -363,13 +365,15 @@ store_at_commit(void)
 	int			nest_level;
 	bool		held;
 
-	current.bookkeeping = true;
 	old = MemoryContextSwitchTo(CurTransactionContext);
 	HOLD_CANCEL_INTERRUPTS();
 	XactReadOnly = false;		/* the role's setting is not meant for us */
 	nest_level = lift_lock_timeout();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	TASKSCHED_FAULT_POINT("action returned");
+	current.locking = true;
+	tasksched_store_lock(current.finishing);
+	current.locking = false;
 	if (current.finishing)
 	{
 		decide_outcome();
@@ -392,6 +396,43 @@ store_at_commit(void)
 	XactReadOnly = read_only;
 	RESUME_CANCEL_INTERRUPTS();
 	MemoryContextSwitchTo(old);
+	return held;
+}
+
+/*
+ * Keep the error that our own statements have raised.  A procedure may catch it in
+ * its COMMIT and raise another one later, which is not ours.
+ */
+static void
+keep_own_error(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(launch_cxt);
+
+	current.own_error = CopyErrorData();
+	MemoryContextSwitchTo(old);
+}
+
+/* Right before a commit of the action's */
+static void
+store_at_commit(void)
+{
+	volatile bool held = false;
+
+	if (current.own_error != NULL)
+		FreeErrorData(current.own_error);
+	current.own_error = NULL;
+	current.locking = false;
+	current.bookkeeping = true;
+	PG_TRY();
+	{
+		held = store_in_action();
+	}
+	PG_CATCH();
+	{
+		keep_own_error();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	current.bookkeeping = false;
 
 	if (!held)
@@ -609,12 +650,31 @@ prepare_launch(Action *action, bool found_now)
 	return found;
 }
 
+/*
+ * The function was dropped before it could be called.  Nothing has happened, so
+ * let the claim be undone: the scheduler finds the function that is there now, or
+ * says why there is none.
+ */
+static void
+leave_without_function(void)
+{
+	tasksched_slot_end(END_STALE);
+	ereport(LOG,
+			(errmsg("tasksched could not launch task %s: its function was dropped or got another owner at this moment",
+					tasksched_uuid_out(&current.ref.id)),
+			 errdetail("The task will be launched again.")));
+	proc_exit(0);
+}
+
 /* Call the action and commit, with the outcome */
 static void
 run_action(const Action *action)
 {
 	SetCurrentStatementStartTimestamp();
+	TASKSCHED_FAULT_POINT("slot begun");
 	StartTransactionCommand();
+	if (!tasksched_action_is_there(action))
+		leave_without_function();
 	current.in_action = true;
 	tasksched_action_call(action, current.row.task, current.row.params, current.row.params_null,
 						  current.row.first_launch, &current.returned, launch_cxt);
@@ -690,9 +750,62 @@ store_failure(ErrorData *edata)
 	current.outcome.run_at = DT_NOEND;
 	current.outcome.error = tasksched_error_text(edata->message);
 	current.outcome.error_details = tasksched_error_details(edata);
+	tasksched_store_lock(true);
 	if (!tasksched_store_finish(&current.ref, &current.outcome))
 		current.superseded = true;
 	tasksched_commit();
+}
+
+/*
+ * Has an error in our own statements ended the launch?  Languages other than
+ * PL/pgSQL may raise it again with more words around it, and with another SQLSTATE.
+ */
+static bool
+is_own_error(const ErrorData *edata)
+{
+	const ErrorData *own = current.own_error;
+
+	if (!current.bookkeeping || own == NULL)
+		return current.bookkeeping;
+	if (own->message == NULL || edata->message == NULL)
+		return own->sqlerrcode == edata->sqlerrcode;
+	return strstr(edata->message, own->message) != NULL;
+}
+
+/*
+ * An error in our own statements does not fail the task, unless it is a conflict
+ * between transactions, which may be the action's: it is not while we take the locks
+ * on our tables, where a deadlock is with somebody who wants these.
+ */
+static bool
+outcome_was_lost(const ErrorData *edata)
+{
+	if (!is_own_error(edata))
+		return false;
+	return current.own_error == NULL || current.locking ||
+		ERRCODE_TO_CATEGORY(current.own_error->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK;
+}
+
+/*
+ * Was it the function's absence that raised the error?  If it was dropped later on,
+ * while it ran, and raised such an error itself, that makes no difference: all that
+ * it did is rolled back.
+ */
+static bool
+function_was_gone(const ErrorData *edata)
+{
+	bool		gone;
+
+	if (current.has_committed ||
+		(edata->sqlerrcode != ERRCODE_INTERNAL_ERROR &&
+		 edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION))
+		return false;
+	/* an error from here on is ours */
+	tasksched_slot_end(END_BOOKKEEPING);
+	tasksched_begin();
+	gone = !tasksched_action_is_there(current.action);
+	tasksched_commit();
+	return gone;
 }
 
 static void
@@ -702,13 +815,7 @@ handle_error(void)
 
 	if (current.superseded)
 		return;
-
-	/*
-	 * An error in our own statements does not fail the task, unless it is a
-	 * conflict between transactions, which may be the action's.
-	 */
-	if (current.bookkeeping &&
-		ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK)
+	if (outcome_was_lost(edata))
 	{
 		tasksched_slot_end(END_BOOKKEEPING);
 		ereport(LOG,
@@ -717,6 +824,8 @@ handle_error(void)
 				 errdetail("The task will be launched again.")));
 		proc_exit(0);
 	}
+	if (function_was_gone(edata))
+		leave_without_function();
 	store_failure(edata);
 }
 

@@ -358,16 +358,17 @@ $pid = pid_of_last();
 sql($node, q{SELECT pg_drop_replication_slot('decoded')});
 
 # ---------------------------------------------------------------------------
-# A subtransaction that C code leaves open
+# What C code can do: leave a subtransaction open, and catch an error in a COMMIT
 # ---------------------------------------------------------------------------
 SKIP:
 {
-	my $name = "$PostgreSQL::Test::Utils::tmp_check/open_subtransaction";
+	my $name = "$PostgreSQL::Test::Utils::tmp_check/c_actions";
 	my $include = $node->config_data('--includedir-server');
 
 	append_to_file("$name.c", <<'EOT');
 #include "postgres.h"
 #include "access/xact.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 PG_MODULE_MAGIC;
 PG_FUNCTION_INFO_V1(leave_open);
@@ -384,6 +385,50 @@ fail_inside(PG_FUNCTION_ARGS)
 {
 	leave_open(fcinfo);
 	ereport(ERROR, (errcode(ERRCODE_DIVISION_BY_ZERO), errmsg("in a subtransaction")));
+}
+PG_FUNCTION_INFO_V1(commit_anyhow);
+Datum
+commit_anyhow(PG_FUNCTION_ARGS)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	PG_TRY();
+	{
+		SPI_commit();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+PG_FUNCTION_INFO_V1(commit_reworded);
+Datum
+commit_reworded(PG_FUNCTION_ARGS)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	PG_TRY();
+	{
+		SPI_commit();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(cxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION), errmsg("it said: %s", edata->message)));
+	}
+	PG_END_TRY();
+	SPI_finish();
+	PG_RETURN_VOID();
 }
 EOT
 	skip 'no C compiler', 1
@@ -406,6 +451,47 @@ EOT
 	}
 	is(sql($node, 'SELECT count(*) FROM seen'), 0, 'nothing is left of it');
 	is(pid_of_last(), $pid, 'all in the same worker');
+
+	# the worker finds a deadlock when it stores the checkpoint of a COMMIT; the
+	# procedure catches that, and fails for another reason
+	sql($node, <<"EOT");
+CREATE PROCEDURE commit_anyhow() LANGUAGE c AS '$name.so';
+CREATE PROCEDURE deadlocked() LANGUAGE plpgsql AS \$\$
+BEGIN
+	INSERT INTO public.seen VALUES ('before');
+	PERFORM pg_advisory_xact_lock(7), public.wait_for_gate('deadlocked');
+	CALL public.commit_anyhow();
+	PERFORM 1/0;
+END \$\$;
+SELECT tasksched.register_action('deadlocked', 'public.deadlocked');
+EOT
+	$gate->query(q{SELECT pg_advisory_lock(hashtext('deadlocked'))});
+	$id = schedule($node, q{'deadlocked'});
+	wait_for_running($node, $id, 'a procedure is before its COMMIT');
+	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, 'for certain');
+	$session->query("SET deadlock_timeout = '1h'; BEGIN; SELECT tasksched.cancel_task('$id')");
+	$session->begin('SELECT pg_advisory_xact_lock(7)');
+	wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session that has cancelled it waits for it');
+	$gate->query('SELECT pg_advisory_unlock_all()');
+	$session->end;
+	$session->query('ROLLBACK');
+	wait_for_status($node, $id, 'failed', 'a COMMIT that fails is caught, and the procedure fails later');
+	is(field_of($node, $id, q{launch, setbacks, error_details->>'sqlstate'}), '1|0|22012', 'for its own reason');
+	is(sql($node, 'SELECT count(*) FROM seen'), 0, 'and nothing is left of it');
+	next_is_fine($pid, 'an error that was caught in a COMMIT');
+
+	# an error of ours that is raised again in other words remains ours
+	sql($node, <<"EOT");
+CREATE FUNCTION fault_arm(point text, action text) RETURNS void AS 'tasksched', 'tasksched_fault_arm' LANGUAGE C STRICT;
+CREATE PROCEDURE commit_reworded() LANGUAGE c AS '$name.so';
+CREATE PROCEDURE reworded() LANGUAGE plpgsql AS 'BEGIN CALL public.commit_reworded(); END';
+SELECT tasksched.register_action('reworded', 'public.reworded'), fault_arm('outcome written', 'error');
+EOT
+	$id = schedule($node, q{'reworded'});
+	wait_for_status($node, $id, 'complete', 'an error of ours that is raised again in other words does not fail the task');
+	is(field_of($node, $id, 'launch, attempt'), '2|1', 'it was launched again');
+	is(outcome('SELECT 1'), 'complete|', 'the next task is fine');
+	$pid = pid_of_last();
 }
 
 # ---------------------------------------------------------------------------

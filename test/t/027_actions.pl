@@ -69,6 +69,7 @@ sub wait_at
 
 sub release { my ($point) = @_; return sql($node, "SELECT fault_release('$point')"); }
 
+my $log;
 # ---------------------------------------------------------------------------
 # Whose the task is inside of its action
 # ---------------------------------------------------------------------------
@@ -262,6 +263,112 @@ SQL
 	}
 }
 
+# ---------------------------------------------------------------------------
+# A function that is replaced right before its call
+# ---------------------------------------------------------------------------
+my $redeploy = q{DROP ROUTINE %s; CREATE %s LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.seen VALUES ('new'); END $$};
+foreach my $case (
+	[ 'FUNCTION deployed() RETURNS void', 'task read' ], [ 'PROCEDURE deployed()', 'task read' ],
+	[ 'FUNCTION deployed() RETURNS void', 'slot begun' ], [ 'PROCEDURE deployed()', 'slot begun' ])
+{
+	my ($declaration, $point) = @$case;
+	my ($kind) = $declaration =~ /^(\w+)/;
+
+	sql($node, qq{
+		TRUNCATE seen;
+		DROP ROUTINE IF EXISTS deployed;
+		CREATE $declaration LANGUAGE plpgsql AS \$\$ BEGIN INSERT INTO public.seen VALUES ('old'); END \$\$;
+		SELECT tasksched.register_action('deployed', 'public.deployed')});
+	my $log = log_position($node);
+	stop_at($point);
+	$id = schedule($node, q{'deployed'});
+	wait_at($point, "$kind: a worker is right before the call");
+	sql($node, sprintf($redeploy, 'deployed', $declaration));
+	release($point);
+	wait_for_status($node, $id, 'complete', "$kind: replaced at '$point'");
+	is(seen(), 'new=null', 'the new one has run');
+	is(sql($node, "SELECT launch, attempt, setbacks FROM tasksched.tasks WHERE id = '$id'"), '1|1|0', 'as if nothing had happened');
+	is(scalar(() = log_since($node, $log) =~ /could not launch task $id/g), 1, 'which is logged');
+
+	# by nobody else
+	sql($node, "TRUNCATE seen; ALTER ROUTINE deployed OWNER TO owner; SELECT tasksched.register_action('deployed', 'public.deployed')");
+	$log = log_position($node);
+	stop_at($point);
+	$id = schedule($node, q{'deployed'});
+	wait_at($point, "$kind: once more");
+	sql($node, 'DROP ROUTINE deployed; SET ROLE mallory; ' . sprintf($redeploy =~ s/^.*?; //r =~ s/%s/$declaration/r));
+	release($point);
+	wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
+		"the action's function public.deployed() has got another owner since it was registered", "$kind: replaced by somebody else");
+	is(seen(), '', 'that one does not run');
+	sql($node, 'DROP ROUTINE deployed');
+	wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
+		"the action's function public.deployed() does not exist", "$kind: dropped");
+	is(sql($node, "SELECT launch, setbacks FROM tasksched.tasks WHERE id = '$id'"), '0|0', 'its claim is undone');
+	is(scalar(() = log_since($node, $log) =~ /could not launch task $id/g), 1, 'once');
+	sql($node, "SELECT tasksched.cancel_task('$id')");
+}
+
+# dropped as it runs: such an error of its own counts as that, unless it has committed
+sql($node, q{CREATE FUNCTION at_gate() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); END $$});
+my $gate = TaskschedSession->new($node);
+foreach my $case ([ 'FUNCTION deployed() RETURNS void', '', 'complete' ], [ 'PROCEDURE deployed()', '', 'complete' ],
+	[ 'PROCEDURE deployed()', 'COMMIT;', 'failed' ])
+{
+	my ($declaration, $commit, $status) = @$case;
+
+	sql($node, qq{
+		TRUNCATE seen;
+		DROP ROUTINE IF EXISTS deployed;
+		CREATE $declaration LANGUAGE plpgsql AS \$\$
+		BEGIN
+			INSERT INTO public.seen VALUES ('old');
+			$commit
+			PERFORM public.at_gate();
+			RAISE undefined_function;
+		END \$\$;
+		SELECT tasksched.register_action('deployed', 'public.deployed')});
+	$gate->query('SELECT pg_advisory_lock(1)');
+	$id = schedule($node, q{'deployed'});
+	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, 'an action is at its gate');
+	sql($node, sprintf($redeploy, 'deployed', $declaration));
+	$gate->query('SELECT pg_advisory_unlock(1)');
+	wait_for_status($node, $id, $status, "$declaration, replaced as it runs, $commit");
+	is(seen(), $commit ? 'old=null' : 'new=null', 'no effect of the old one is left but what it has committed');
+}
+sql($node, 'DROP ROUTINE deployed; CREATE FUNCTION deployed() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE undefined_function; END $$');
+$id = schedule($node, q{'deployed'});
+wait_for_status($node, $id, 'failed', 'such an error of a function that is there fails the task');
+
+# ---------------------------------------------------------------------------
+# A deadlock over our tables is not the action's
+# ---------------------------------------------------------------------------
+my $reindex = TaskschedSession->new($node);
+sql($node, <<'SQL');
+CREATE FUNCTION read_tasks() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM FROM tasksched.tasks;
+	INSERT INTO public.seen VALUES ('read');
+	PERFORM public.at_gate();
+END $$;
+SELECT tasksched.register_action('read_tasks', 'public.read_tasks');
+TRUNCATE seen;
+SQL
+$gate->query('SELECT pg_advisory_lock(1)');
+$id = schedule($node, q{'read_tasks'});
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, 'an action has read tasks');
+$reindex->query(q{SET deadlock_timeout = '1h'});
+$reindex->begin('REINDEX TABLE tasksched.live');
+wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $reindex->pid . '))', 1, 'REINDEX waits for it');
+$log = log_position($node);
+$gate->query('SELECT pg_advisory_unlock(1)');
+wait_for_log($node, qr/could not store the outcome of task $id/, $log, 'so does it, with its outcome, for REINDEX');
+wait_for_status($node, $id, 'complete', 'it is launched again');
+is(field_of($node, $id, 'attempt, error'), '1|', 'and has not failed');
+is(sql($node, q{SELECT count(*) FROM seen}), 1, 'its effects are there once');
+$reindex->end;
+$reindex->quit;
+$gate->quit;
 
 check_log($node);
 done_testing();
