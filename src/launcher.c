@@ -23,7 +23,6 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -34,7 +33,6 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -122,8 +120,7 @@ read_databases(void)
 	for (int i = 0; i < nknown; i++)
 		known[i].seen = false;
 
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
+	tasksched_begin();
 	rel = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(rel, 0, NULL);
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
@@ -140,7 +137,7 @@ read_databases(void)
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
+	tasksched_commit();
 
 	for (int i = 0; i < nknown;)
 	{
@@ -435,7 +432,7 @@ tasksched_launcher_main(Datum arg)
 	pqsignal(SIGINT, PG_SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	tasksched_pin_timeouts();
+	tasksched_pin_transactions();
 	tasksched_launcher_attach();
 	cycle_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launcher", ALLOCSET_DEFAULT_SIZES);
 	pgstat_report_appname("tasksched launcher");

@@ -596,20 +596,17 @@ sleep_until(TimestampTz then, TimestampTz earliest, TimeoutId timer)
 	} while (paused_for_error);
 }
 
-/* Settings that our statements and transactions rely on */
+/* Settings that our transactions and statements rely on */
 static void
 pin_settings(void)
 {
 	static const char *const pinned[][2] = {
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_isolation", "read committed"},
-		{"synchronous_commit", "off"},	/* what a crash loses is done again */
 		{"plan_cache_mode", "force_generic_plan"},
 		{"enable_sort", "off"},	/* queues are read in the order of their index */
 		{"enable_bitmapscan", "off"},
 	};
 
-	tasksched_pin_timeouts();
+	tasksched_pin_transactions();
 	for (int i = 0; i < (int) lengthof(pinned); i++)
 		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }

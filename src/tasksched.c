@@ -113,6 +113,25 @@ tasksched_pin_timeouts(void)
 	}
 }
 
+/*
+ * In a process that runs no code of users: begin transactions as our statements
+ * want them.  A deferrable one would wait for whoever writes.
+ */
+void
+tasksched_pin_transactions(void)
+{
+	static const char *const pinned[][2] = {
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"synchronous_commit", "off"},	/* what a crash loses is done again */
+	};
+
+	tasksched_pin_timeouts();
+	for (int i = 0; i < (int) lengthof(pinned); i++)
+		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 /* What our processes have in common; kind is the word that tells them apart */
 void
 tasksched_describe_process(BackgroundWorker *worker, const char *kind)

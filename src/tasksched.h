@@ -104,6 +104,7 @@ extern int	tasksched_scheduler_idle_timeout;	/* s */
 extern int	tasksched_max_crashes;
 
 extern void tasksched_pin_timeouts(void);
+extern void tasksched_pin_transactions(void);
 extern void tasksched_describe_process(BackgroundWorker *worker, const char *kind);
 extern bool tasksched_register_process(BackgroundWorker *worker, BackgroundWorkerHandle **handle);
 

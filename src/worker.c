@@ -1073,7 +1073,7 @@ connect_as_owner(void)
 	tasksched_pin_timeouts();
 	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
 
-	StartTransactionCommand();
+	tasksched_begin();
 	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(my_args.owner));
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(my_args.owner));
 	ok = HeapTupleIsValid(tuple) &&
@@ -1088,7 +1088,7 @@ connect_as_owner(void)
 	}
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
-	CommitTransactionCommand();
+	tasksched_commit();
 	if (!ok)
 		proc_exit(0);			/* the scheduler will see the role as it is now */
 	role_changed = false;
