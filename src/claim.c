@@ -631,8 +631,7 @@ tasksched_claim_due(void)
 		if (queues[i].future <= claims.now + LEAD_US)
 			queues[i].due = true;
 	}
-	claims.capacity = tasksched_max_running_tasks -
-		tasksched_count_slots(SLOT_READY) - tasksched_count_slots(SLOT_RUNNING);
+	claims.capacity = tasksched_max_running_tasks - tasksched_count_active();
 	if (!tasksched_queues_due() || claims.capacity <= 0)
 		return;
 

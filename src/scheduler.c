@@ -49,6 +49,16 @@
 #define ERROR_PAUSE_US USECS_PER_SEC
 #define LOCKED_RETRY_US USECS_PER_SEC
 
+/* The same if we are woken, since the row may have been let go */
+#define LOCKED_WOKEN_US INT64CONST(100000)
+
+/* A task that could not be put back, since somebody holds its row */
+typedef struct LockedTask
+{
+	TaskRef		task;
+	SlotEnd		end;
+} LockedTask;
+
 /* A task that was reported as stuck */
 typedef struct StuckNote
 {
@@ -67,6 +77,11 @@ typedef struct InterruptNote
 static Oid	extension;			/* its OID when we started */
 
 static InterruptNote *interrupts;	/* for each slot */
+static LockedTask *locked;		/* no more than max_running_tasks: they count among those */
+static int	nlocked = 0;
+static int	max_locked = 0;
+static TimestampTz locked_tried_at = 0;
+static TimestampTz locked_retry_at = 0;
 static HTAB *stuck;
 
 static TimestampTz last_scan = 0;
@@ -101,6 +116,14 @@ tasksched_count_slots(SlotState state)
 	return n;
 }
 
+/* The tasks that are active, as far as we know: they have a slot, or are to be put back */
+int
+tasksched_count_active(void)
+{
+	return tasksched_count_slots(SLOT_READY) + tasksched_count_slots(SLOT_RUNNING) +
+		tasksched_count_slots(SLOT_DEAD) + nlocked;
+}
+
 void
 tasksched_retry_by(TimestampTz at)
 {
@@ -112,7 +135,41 @@ tasksched_retry_by(TimestampTz at)
  * ----------
  */
 
-/* Put a task back; a transaction of its own */
+static bool
+is_remembered(const TaskRef *task)
+{
+	for (int i = 0; i < nlocked; i++)
+	{
+		if (locked[i].task.launch == task->launch &&
+			tasksched_same_task(&locked[i].task.id, &task->id))
+			return true;
+	}
+	return false;
+}
+
+static void
+remember_locked(const TaskRef *task, SlotEnd end)
+{
+	if (is_remembered(task))
+		return;
+	if (nlocked == max_locked)
+	{
+		max_locked = max_locked + 16;
+		locked = locked ? repalloc(locked, max_locked * sizeof(LockedTask)) :
+			MemoryContextAlloc(TopMemoryContext, max_locked * sizeof(LockedTask));
+	}
+	locked[nlocked].task = *task;
+	locked[nlocked++].end = end;
+	locked_tried_at = GetCurrentTimestamp();
+	locked_retry_at = locked_tried_at + LOCKED_RETRY_US;
+}
+
+/*
+ * Put a task back; a transaction of its own.  If somebody holds its row, it is
+ * remembered, and tried again later: it needs no slot for that, of which there
+ * would be none left for others.  A crash is not remembered here, since its count
+ * would be lost if this process ended.
+ */
 PutBack
 tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 {
@@ -126,8 +183,42 @@ tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	tasksched_commit();
 	TASKSCHED_FAULT_POINT("task put back");
 	if (done == PUT_BACK_LOCKED)
+	{
 		tasksched_retry_by(GetCurrentTimestamp() + LOCKED_RETRY_US);
+		if (end != END_CRASHED)
+			remember_locked(task, end);
+	}
 	return done;
+}
+
+/* Try again what could not be put back; returns what reap() does */
+static bool
+put_back_locked(TimestampTz now, bool woken)
+{
+	bool		unclear = false;
+
+	if (nlocked == 0)
+		return false;
+	locked_tried_at = Min(locked_tried_at, now);	/* the clock may have gone back */
+	locked_retry_at = Min(locked_retry_at, locked_tried_at + (woken ? LOCKED_WOKEN_US : LOCKED_RETRY_US));
+	if (now < locked_retry_at)
+	{
+		tasksched_retry_by(locked_retry_at);
+		return false;
+	}
+	locked_tried_at = now;
+	locked_retry_at = now + LOCKED_RETRY_US;
+	for (int i = nlocked - 1; i >= 0; i--)
+	{
+		LockedTask	try = locked[i];
+		PutBack		done = tasksched_put_back(&try.task, try.end, false);
+
+		if (done == PUT_BACK_LOCKED)
+			continue;
+		unclear |= done == PUT_BACK_NOT_HELD;
+		locked[i] = locked[--nlocked];
+	}
+	return unclear;
 }
 
 /*
@@ -135,9 +226,9 @@ tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
  * a scan has to see what has become of one.
  */
 static bool
-reap(void)
+reap(TimestampTz now, bool woken)
 {
-	bool		unclear = false;
+	bool		unclear = put_back_locked(now, woken);
 
 	for (int i = 0; i < tasksched_round.nslots; i++)
 	{
@@ -147,7 +238,7 @@ reap(void)
 		if (slot->state != SLOT_DEAD)
 			continue;
 		done = tasksched_put_back(&slot->task, slot->end, false);
-		if (done == PUT_BACK_LOCKED)
+		if (done == PUT_BACK_LOCKED && slot->end == END_CRASHED)
 			continue;
 		if (slot->end == END_CRASHED)
 			ereport(LOG,
@@ -155,7 +246,7 @@ reap(void)
 							tasksched_uuid_out(&slot->task.id), slot->action)));
 		if (done == PUT_BACK_NOT_HELD)
 			unclear = true;		/* perhaps the next stage was claimed already */
-		tasksched_slot_reaped(i);
+		tasksched_slot_reaped(i, slot->generation);
 		slot->state = SLOT_FREE;
 	}
 	return unclear;
@@ -294,11 +385,23 @@ check_extension(void)
 	exit_cleanly();
 }
 
-/* Put back what is active but runs nowhere; false if somebody holds a row */
 static bool
+is_suspect(const Suspect *suspects, int n, const pg_uuid_t *id)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (tasksched_same_task(&suspects[i].task.id, id))
+			return true;
+	}
+	return false;
+}
+
+/* Put back what is active but runs nowhere, unless more is known of its end */
+static void
 resume_orphans(void)
 {
-	bool		all = true;
+	int			nsuspects;
+	Suspect    *suspects = tasksched_suspects_copy(MyDatabaseId, &nsuspects);
 	TaskRef    *tasks;
 	int			n;
 
@@ -309,15 +412,14 @@ resume_orphans(void)
 
 	for (int i = 0; i < n; i++)
 	{
-		bool		held = false;
+		bool		held = is_remembered(&tasks[i]) || is_suspect(suspects, nsuspects, &tasks[i].id);
 
 		for (int j = 0; j < tasksched_round.nslots && !held; j++)
 			held = tasksched_round.slots[j].state >= SLOT_READY &&
 				tasksched_same_task(&tasksched_round.slots[j].task.id, &tasks[i].id);
-		if (!held && tasksched_put_back(&tasks[i], END_TERMINATED, false) == PUT_BACK_LOCKED)
-			all = false;
+		if (!held)
+			(void) tasksched_put_back(&tasks[i], END_TERMINATED, false);
 	}
-	return all;
 }
 
 /*
@@ -396,10 +498,10 @@ warn_of_stuck(void)
 static void
 scan(void)
 {
-	bool		all_resumed = resume_orphans();
 	int16	   *priorities;
 	int			n;
 
+	resume_orphans();
 	check_superseded();
 	warn_of_stuck();
 	tasksched_forget_failing(GetCurrentTimestamp());
@@ -413,8 +515,7 @@ scan(void)
 	tasksched_queues_scan(priorities, n);
 
 	last_scan = GetCurrentTimestamp();
-	next_scan = all_resumed ? TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval) :
-		last_scan + LOCKED_RETRY_US;
+	next_scan = TimestampTzPlusMilliseconds(last_scan, tasksched_reconcile_interval);
 	purging = true;
 	purge_from = DT_NOBEGIN;
 	bringing_forward = last_scan < latest - SET_BACK_US;
@@ -435,7 +536,7 @@ is_launching(void)
 static bool
 is_busy(void)
 {
-	return is_launching() ||
+	return is_launching() || nlocked > 0 ||
 		tasksched_count_slots(SLOT_FREE) + tasksched_count_slots(SLOT_IDLE) < tasksched_round.nslots;
 }
 
@@ -478,7 +579,7 @@ scheduler_round(void)
 	afresh = now >= next_scan || (wake & WAKE_SCAN);
 	if (afresh)
 		check_extension();		/* before all else: it may not be there any more */
-	afresh |= reap();
+	afresh |= reap(now, wake != 0);
 	reap_suspects();
 	if (afresh)
 		scan();
@@ -529,7 +630,8 @@ check_exit(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (is_launching() || is_held() || tasksched_count_slots(SLOT_FREE) < tasksched_round.nslots)
+	if (is_launching() || is_held() || nlocked > 0 ||
+		tasksched_count_slots(SLOT_FREE) < tasksched_round.nslots)
 	{
 		last_busy = now;
 		for_net = false;
@@ -554,7 +656,7 @@ next_reason(void)
 			next = Min(next, interrupts[i].next_at);
 	}
 	if (tasksched_enabled && !paused &&
-		tasksched_count_slots(SLOT_READY) + tasksched_count_slots(SLOT_RUNNING) < tasksched_max_running_tasks)
+		tasksched_count_active() < tasksched_max_running_tasks)
 		next = Min(next, tasksched_queues_next_reason());
 	return Min(next, last_busy + tasksched_scheduler_idle_timeout * USECS_PER_SEC);
 }

@@ -26,6 +26,7 @@ typedef struct Round
 extern Round tasksched_round;
 
 extern int	tasksched_count_slots(SlotState state);
+extern int	tasksched_count_active(void);
 extern void tasksched_retry_by(TimestampTz at);
 extern PutBack tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed);
 

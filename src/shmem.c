@@ -1004,6 +1004,38 @@ wake_slot_scheduler(TaskSlot *slot)
 	}
 }
 
+/*
+ * If no slot is free, take the oldest one of a dead worker of another database,
+ * whose scheduler can't put its task back.  That one will find the task with a
+ * scan, and resume it without knowing how it has ended.
+ */
+static void
+make_slot_free(void)
+{
+	TaskSlot   *oldest = NULL;
+	TaskDatabase *db;
+
+	for (int i = 0; i < tasksched_slot_count(); i++)
+	{
+		TaskSlot   *slot = &shared->slots[i];
+
+		if (slot->state == SLOT_FREE)
+			return;
+		if (slot->state == SLOT_DEAD && slot->dboid != MyDatabaseId &&
+			(oldest == NULL || slot->since < oldest->since))
+			oldest = slot;
+	}
+	if (oldest == NULL)
+		return;
+	db = find_database(oldest->dboid);
+	if (db != NULL)
+	{
+		add_wake(db, WAKE_SCAN, DT_NOEND);
+		set_scheduler_latch(db);
+	}
+	set_slot_state(oldest, SLOT_FREE);
+}
+
 /* Reserve a slot for a worker of this database and owner; -1 if there is none */
 int
 tasksched_slot_reserve(Oid owner, uint32 *generation)
@@ -1011,6 +1043,7 @@ tasksched_slot_reserve(Oid owner, uint32 *generation)
 	int			result = -1;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	make_slot_free();
 	for (int i = 0; i < tasksched_slot_count() && result < 0; i++)
 	{
 		TaskSlot   *slot = &shared->slots[i];
@@ -1069,10 +1102,10 @@ tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 
 /* The task of a dead worker has been put back */
 void
-tasksched_slot_reaped(int i)
+tasksched_slot_reaped(int i, uint32 generation)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (shared->slots[i].state == SLOT_DEAD)
+	if (slot_is(&shared->slots[i], generation, SLOT_DEAD))
 		set_slot_state(&shared->slots[i], SLOT_FREE);
 	LWLockRelease(shared->lock);
 }

@@ -308,8 +308,8 @@ count_starting(Oid owner)
 void
 tasksched_start_workers(const Demand *demands, int n)
 {
-	int			alive = tasksched_count_slots(SLOT_STARTING) + tasksched_count_slots(SLOT_IDLE) +
-		tasksched_count_slots(SLOT_READY) + tasksched_count_slots(SLOT_RUNNING);
+	/* dead ones too, or one database could have all slots */
+	int			taken = tasksched_round.nslots - tasksched_count_slots(SLOT_FREE);
 
 	if (no_process && n > 0)
 	{
@@ -329,14 +329,14 @@ tasksched_start_workers(const Demand *demands, int n)
 		missing -= count_starting(demand->owner);
 		for (; missing > 0; missing--)
 		{
-			if (alive >= tasksched_max_running_tasks)
+			if (taken >= tasksched_max_running_tasks)
 			{
 				dismiss_idle_worker(demand->owner);
 				break;
 			}
 			if (!start_worker(demand->owner))
 				return;
-			alive++;
+			taken++;
 			if (no_process)
 			{
 				/* one will do to find out */

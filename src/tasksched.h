@@ -293,7 +293,7 @@ extern int	tasksched_slot_reserve(Oid owner, uint32 *generation);
 extern bool tasksched_slot_release(int slot, uint32 generation);
 extern bool tasksched_slot_assign(int slot, uint32 generation, const TaskRef *task,
 								  const char *action, const Action *function);
-extern void tasksched_slot_reaped(int slot);
+extern void tasksched_slot_reaped(int slot, uint32 generation);
 extern bool tasksched_slot_interrupt(int slot, const TaskRef *task, int signo);
 extern void tasksched_slots_quit(Oid dboid, bool terminate);
 extern void tasksched_slot_quit(int slot);
