@@ -60,7 +60,7 @@ scheduler_blocked(Oid owner)
 	known = tasksched_database_copy(MyDatabaseId, &db);
 	if ((!known || db.pid == 0) && !tasksched_launcher_is_there())
 		return _("the launcher has not started; see the server log and max_worker_processes");
-	if (!known || (!db.known && db.lack == LACK_NOTHING))
+	if (!known)
 		return _("the scheduler of this database has not started yet");
 	if (db.paused)
 		return _("the scheduler of this database is paused; see resume_scheduler()");
@@ -73,6 +73,8 @@ scheduler_blocked(Oid owner)
 		return _("no background worker slot is free; see max_worker_processes");
 	if (db.lack == LACK_PROCESS)
 		return _("the server could not start a process; see the server log");
+	if (db.pid == 0 || tasksched_database_is_starting(&db))
+		return _("the scheduler of this database has not started yet");
 	return NULL;
 }
 

@@ -15,6 +15,11 @@
  * database.  During such a shortage the databases take turns: one at a time
  * has its scheduler, and the others' exit, leaving their running tasks to
  * their workers.
+ *
+ * A process that connects to a database waits for whoever has locked that, or a
+ * catalog in it, for as long as a transaction stays open.  So nothing here waits
+ * for a scheduler: none is started where it would wait, a probe that takes too
+ * long is put off, and whoever does not leave when its turn is over is ended.
  */
 #include "postgres.h"
 
@@ -29,6 +34,9 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
 #include "storage/sinval.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -45,6 +53,15 @@
 #define TURN_MS 2000
 #define TURN_RETRY_MS 200
 
+/* Whoever was asked to leave and waits for a lock is ended after this */
+#define LEAVE_MS 1000
+
+/* A probe that takes longer is ended, and put off */
+#define PROBE_MS 5000
+
+/* When to try again to connect to a database that somebody has locked */
+#define LOCKED_RETRY_MS 1000
+
 /* A scheduler that ended otherwise than cleanly is started again after this */
 #define RESTART_MIN_MS 1000
 #define RESTART_MAX_MS 60000
@@ -59,6 +76,10 @@ typedef struct KnownDatabase
 	TimestampTz ended_at;
 	TimestampTz not_before;
 	int			failures;		/* in a row */
+	bool		given_up;		/* we have ended the scheduler, which hung */
+	int			hung_probes;	/* in a row */
+	TimestampTz asked_at;		/* since when it shall leave, 0 = it need not */
+	TimestampTz stuck_since;	/* since when its scheduler has waited for a lock instead */
 } KnownDatabase;
 
 static KnownDatabase *known = NULL;
@@ -169,13 +190,38 @@ read_databases(void)
  * ----------
  */
 
-/* Register a scheduler; false if no background worker slot is free */
+/*
+ * Would a process that connects to the database wait, for a command that needs
+ * it to itself, or that is part of a transaction left open?
+ */
+static bool
+is_locked(Oid dboid)
+{
+	LOCKTAG		tag;
+	bool		locked;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, dboid, 0);
+	tasksched_begin();
+	locked = LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL;
+	if (!locked)
+		LockRelease(&tag, RowExclusiveLock, false);
+	tasksched_commit();
+	return locked;
+}
+
+/* Register a scheduler, or put that off; false if no background worker slot is free */
 static bool
 start_scheduler(KnownDatabase *db, bool net)
 {
 	SchedulerArgs args = {.dboid = db->dboid, .net = net};
 	BackgroundWorker worker;
 
+	if (is_locked(db->dboid))
+	{
+		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_RETRY_MS);
+		tasksched_database_set_lack(db->dboid, LACK_NOTHING);
+		return true;
+	}
 	if (!tasksched_database_expect(db->dboid))
 	{
 		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTART_MAX_MS);
@@ -196,12 +242,20 @@ start_scheduler(KnownDatabase *db, bool net)
 	return true;
 }
 
+/* How long to wait after so many failures before this one */
+static int
+setback_ms(int failures)
+{
+	return Min(RESTART_MIN_MS << Min(failures, 6), RESTART_MAX_MS);
+}
+
 /* Take notice of a scheduler that has ended; when may the next one start? */
 static void
 check_ended(KnownDatabase *db)
 {
 	TaskDatabase info;
 	bool		has_info;
+	bool		given_up = db->given_up;
 	pid_t		pid;
 
 	if (db->scheduler == NULL ||
@@ -209,9 +263,18 @@ check_ended(KnownDatabase *db)
 		return;
 	pfree(db->scheduler);
 	db->scheduler = NULL;
+	db->given_up = false;
 	db->ended_at = GetCurrentTimestamp();
 	has_info = tasksched_database_copy(db->dboid, &info);
 
+	if (given_up && has_info && !info.clean_exit)
+	{
+		/* it has not failed; and if it was a probe, it has told nothing */
+		if (!db->probed)
+			db->not_before = TimestampTzPlusMilliseconds(db->ended_at,
+														 setback_ms(db->hung_probes++));
+		return;
+	}
 	if (has_info && !info.came)
 	{
 		/* it never ran, so this is not the database's doing, and tells nothing of it */
@@ -221,27 +284,43 @@ check_ended(KnownDatabase *db)
 		return;
 	}
 	db->probed = true;
+	db->hung_probes = 0;
 	if (!has_info || info.clean_exit)
 		db->failures = 0;
 	else
 	{
-		int			delay;
-
 		/* one that was sent SIGTERM, or has run for a while, did not fail at its start */
 		if (info.terminated ||
 			TimestampDifferenceExceeds(db->started_at, db->ended_at, RESTART_MAX_MS))
 			db->failures = 0;
-		delay = RESTART_MIN_MS << Min(db->failures, 6);
-		db->failures++;
-		db->not_before = TimestampTzPlusMilliseconds(db->ended_at, Min(delay, RESTART_MAX_MS));
+		db->not_before = TimestampTzPlusMilliseconds(db->ended_at, setback_ms(db->failures++));
 	}
+}
+
+static bool
+is_probing(const KnownDatabase *db)
+{
+	return db->scheduler != NULL && !db->probed && !db->given_up;
+}
+
+/* A probe that waits for somebody must not hold up the others */
+static void
+give_up_probe(KnownDatabase *db, TimestampTz now)
+{
+	if (!is_probing(db) || !TimestampDifferenceExceeds(db->started_at, now, PROBE_MS))
+		return;
+	TerminateBackgroundWorker(db->scheduler);
+	db->given_up = true;
 }
 
 /* The clock may have gone back since these moments were noted */
 static void
 forget_future(KnownDatabase *db, TimestampTz now)
 {
+	db->started_at = Min(db->started_at, now);
 	db->ended_at = Min(db->ended_at, now);
+	db->asked_at = Min(db->asked_at, now);
+	db->stuck_since = Min(db->stuck_since, now);
 	if (!tasksched_is_ahead(db->not_before, now, RESTART_MAX_MS * INT64CONST(1000)))
 		db->not_before = Min(db->not_before, now);
 }
@@ -300,6 +379,47 @@ is_contender(KnownDatabase *db, const TaskDatabase *info, TimestampTz now)
 	return wanted_at(db, info) <= now;
 }
 
+static bool
+waits_for_lock(int pid)
+{
+	PGPROC	   *proc = pid != 0 ? BackendPidGetProc(pid) : NULL;
+
+	return proc != NULL && proc->waitStatus == PROC_WAIT_STATUS_WAITING;
+}
+
+/*
+ * It is another one's turn: have the idle workers of a database leave, and end
+ * those who don't, and a scheduler that waits for a lock.  A scheduler that works
+ * completes its round first, and what runs goes on.
+ */
+static void
+make_room(KnownDatabase *db, const TaskDatabase *info, TimestampTz now)
+{
+	if (db->asked_at == 0)
+		db->asked_at = now;
+	tasksched_slots_quit(db->dboid, false);
+	if (TimestampDifferenceExceeds(db->asked_at, now, LEAVE_MS))
+		tasksched_slots_end_idle(db->dboid);
+
+	if (!waits_for_lock(info->pid))
+		db->stuck_since = 0;
+	else if (db->stuck_since == 0)
+		db->stuck_since = now;
+	else if (TimestampDifferenceExceeds(db->stuck_since, now, LEAVE_MS))
+	{
+		db->given_up = db->scheduler != NULL;
+		tasksched_database_end(db->dboid, info->pid);
+	}
+}
+
+/* It may have all that it wants */
+static void
+keep_room(KnownDatabase *db)
+{
+	db->asked_at = 0;
+	db->stuck_since = 0;
+}
+
 /* During a shortage: whose turn is it?  Ask all others to leave. */
 static void
 take_turns(const TaskDatabase *infos, int n, TimestampTz now)
@@ -341,9 +461,22 @@ take_turns(const TaskDatabase *infos, int n, TimestampTz now)
 	}
 
 	for (int i = 0; i < n; i++)
-		tasksched_database_set_yield(infos[i].dboid, OidIsValid(turn) && infos[i].dboid != turn);
+	{
+		bool		yield = OidIsValid(turn) && infos[i].dboid != turn;
+		KnownDatabase *db = find_known(infos[i].dboid);
+
+		tasksched_database_set_yield(infos[i].dboid, yield);
+		if (db != NULL && yield)
+			make_room(db, &infos[i], now);
+		else if (db != NULL)
+			keep_room(db);
+	}
 	if (holder != NULL && !is_running(holder, holder_info) && wanted_at(holder, holder_info) <= now)
+	{
 		(void) start_scheduler(holder, is_for_net(holder, holder_info, now));
+		if (holder->scheduler != NULL)
+			turn_started = now; /* others have had to leave first */
+	}
 }
 
 /* ----------
@@ -351,29 +484,57 @@ take_turns(const TaskDatabase *infos, int n, TimestampTz now)
  * ----------
  */
 
-/* Without a shortage: start whatever is wanted, but one probe at a time */
-static void
-start_wanted(const TaskDatabase *infos, int n, TimestampTz now)
+/* The database to probe next: those whose probes have hung come last */
+static KnownDatabase *
+next_probe(const TaskDatabase *infos, int n, TimestampTz now)
 {
-	bool		probing = false;
-
-	for (int i = 0; i < n; i++)
-		tasksched_database_set_yield(infos[i].dboid, false);
-	turn = InvalidOid;
-
-	for (int i = 0; i < nknown; i++)
-		probing |= known[i].scheduler != NULL && !known[i].probed;
+	KnownDatabase *next = NULL;
 
 	for (int i = 0; i < nknown; i++)
 	{
 		KnownDatabase *db = &known[i];
 		const TaskDatabase *info = find_info(infos, n, db->dboid);
 
-		if (is_running(db, info) || wanted_at(db, info) > now || (!db->probed && probing))
+		if (!db->probed && !is_running(db, info) && wanted_at(db, info) <= now &&
+			(next == NULL || db->hung_probes < next->hung_probes))
+			next = db;
+	}
+	return next;
+}
+
+/* Without a shortage: start whatever is wanted, but one probe at a time */
+static void
+start_wanted(const TaskDatabase *infos, int n, TimestampTz now)
+{
+	bool		probing = false;
+	KnownDatabase *probe;
+
+	for (int i = 0; i < n; i++)
+		tasksched_database_set_yield(infos[i].dboid, false);
+	turn = InvalidOid;
+
+	for (int i = 0; i < nknown; i++)
+	{
+		keep_room(&known[i]);
+		probing |= is_probing(&known[i]);
+	}
+
+	for (int i = 0; i < nknown; i++)
+	{
+		KnownDatabase *db = &known[i];
+		const TaskDatabase *info = find_info(infos, n, db->dboid);
+
+		if (!db->probed || is_running(db, info) || wanted_at(db, info) > now)
 			continue;
 		if (!start_scheduler(db, is_for_net(db, info, now)))
 			return;
-		probing |= !db->probed;
+	}
+	/* one that is put off makes way for the next */
+	for (int i = 0; i < nknown && !probing && (probe = next_probe(infos, n, now)) != NULL; i++)
+	{
+		if (!start_scheduler(probe, false))
+			return;
+		probing = probe->scheduler != NULL;
 	}
 }
 
@@ -397,9 +558,10 @@ launcher_cycle(void)
 	{
 		const TaskDatabase *info = find_info(infos, n, known[i].dboid);
 
-		/* a scheduler that is there has been through the probe */
-		if (info != NULL && info->known && info->pid != 0)
+		/* a commit or an earlier scheduler has told: no need to find out */
+		if (info != NULL && info->known)
 			known[i].probed = true;
+		give_up_probe(&known[i], now);
 	}
 
 	if (tasksched_shortage())
@@ -417,8 +579,18 @@ launcher_cycle(void)
 
 		if (!is_running(&known[i], info))
 			wake_at = Min(wake_at, wanted_at(&known[i], info));
+		else if (is_probing(&known[i]))
+			wake_at = Min(wake_at, TimestampTzPlusMilliseconds(known[i].started_at, PROBE_MS));
 	}
 	return wake_at <= now ? TURN_RETRY_MS : TimestampDifferenceMilliseconds(now, wake_at);
+}
+
+/* tasksched.enabled is on again: have everybody look */
+static void
+wake_all(void)
+{
+	for (int i = 0; i < nknown; i++)
+		tasksched_database_wake(known[i].dboid, false, WAKE_SCAN, DT_NOEND);
 }
 
 void
@@ -449,9 +621,8 @@ tasksched_launcher_main(Datum arg)
 
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			/* on again: have everybody look */
-			for (int i = 0; i < nknown && tasksched_enabled && !was_enabled; i++)
-				known[i].probed = false;
+			if (tasksched_enabled && !was_enabled)
+				wake_all();
 		}
 		if (catchupInterruptPending)
 			ProcessCatchupInterrupt();

@@ -375,6 +375,7 @@ find_or_create_database(Oid dboid)
 	db->forget = false;
 	db->known = false;
 	db->came = true;
+	db->ready = false;
 	db->clean_exit = true;
 	db->terminated = false;
 	db->prepared_known = false;
@@ -434,7 +435,7 @@ tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at)
 
 	LWLockAcquire(shared->lock, LW_SHARED);
 	db = find_database(dboid);
-	if (db == NULL && create)
+	if (create && (db == NULL || !db->known))
 	{
 		LWLockRelease(shared->lock);
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -472,6 +473,7 @@ database_detach(int code, Datum arg)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->pid = 0;
 	my_database->latch = NULL;
+	my_database->ready = false;
 	my_database->terminated = terminated;
 	/* unless there has been a reason since, such as CREATE EXTENSION */
 	if (my_database->forget && pg_atomic_read_u32(&my_database->wake) == 0)
@@ -539,6 +541,7 @@ tasksched_database_attach(Oid dboid)
 		db->forget = false;
 		db->clean_exit = false;
 		db->terminated = false;
+		db->lack = LACK_NOTHING;
 		db->busy = true;		/* until it has had a look */
 		my_database = db;
 		result = true;
@@ -638,12 +641,13 @@ tasksched_database_must_yield(void)
 	return result;
 }
 
-/* In a scheduler: the database has the extension */
+/* In a scheduler: it is connected, and the database has the extension */
 void
 tasksched_database_set_known(void)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->known = true;
+	my_database->ready = true;
 	LWLockRelease(shared->lock);
 }
 
@@ -669,6 +673,23 @@ tasksched_database_set_yield(Oid dboid, bool yield)
 		db->yield = yield;
 		if (db->latch != NULL)
 			SetLatch(db->latch);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* In the launcher: end this scheduler, and leave a reason behind for the next one */
+void
+tasksched_database_end(Oid dboid, int pid)
+{
+	TaskDatabase *db;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	db = find_database(dboid);
+	if (db != NULL && db->pid == pid)
+	{
+		if (db->known)
+			add_wake(db, WAKE_SCAN, DT_NOEND);
+		kill(pid, SIGTERM);
 	}
 	LWLockRelease(shared->lock);
 }
@@ -732,6 +753,39 @@ tasksched_database_forget(Oid dboid, bool if_not_woken)
 	LWLockRelease(shared->lock);
 }
 
+/* Make the idle workers of a database go, and the others as soon as they are idle */
+static bool
+end_idle_workers(Oid dboid)
+{
+	bool		occupied = false;
+
+	for (int i = 0; i < tasksched_slot_count(); i++)
+	{
+		TaskSlot   *slot = &shared->slots[i];
+
+		if (slot->dboid != dboid)
+			continue;
+		slot->quit = true;
+		if (slot->state == SLOT_STARTING && slot->pid == 0)
+			set_slot_state(slot, SLOT_FREE);	/* it finds that out when it comes */
+		else if (slot->state == SLOT_STARTING || slot->state == SLOT_IDLE)
+		{
+			kill(slot->pid, SIGTERM);
+			occupied = true;
+		}
+	}
+	return occupied;
+}
+
+/* Likewise, for who does not hold the lock */
+void
+tasksched_slots_end_idle(Oid dboid)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	(void) end_idle_workers(dboid);
+	LWLockRelease(shared->lock);
+}
+
 /*
  * Make the scheduler and the idle workers of a database go, and the others as
  * soon as they are idle.  Returns whether any was there that has to go; to be
@@ -750,21 +804,7 @@ tasksched_database_clear(Oid dboid)
 		kill(db->pid, SIGTERM);
 		occupied = true;
 	}
-	for (int i = 0; i < tasksched_slot_count(); i++)
-	{
-		TaskSlot   *slot = &shared->slots[i];
-
-		if (slot->dboid != dboid)
-			continue;
-		slot->quit = true;
-		if (slot->state == SLOT_STARTING && slot->pid == 0)
-			set_slot_state(slot, SLOT_FREE);	/* it finds that out when it comes */
-		else if (slot->state == SLOT_STARTING || slot->state == SLOT_IDLE)
-		{
-			kill(slot->pid, SIGTERM);
-			occupied = true;
-		}
-	}
+	occupied |= end_idle_workers(dboid);
 	LWLockRelease(shared->lock);
 	return occupied;
 }
@@ -812,6 +852,19 @@ tasksched_database_copy(Oid dboid, TaskDatabase *copy)
 		copy_database(copy, db);
 	LWLockRelease(shared->lock);
 	return db != NULL;
+}
+
+/*
+ * Is there a reason for a scheduler, but none yet that could have looked at it?
+ * Of a copy.
+ */
+bool
+tasksched_database_is_starting(const TaskDatabase *db)
+{
+	if (db->pid != 0)
+		return !db->ready;
+	return !db->known || !db->clean_exit || db->next_due <= GetCurrentTimestamp() ||
+		pg_atomic_read_u32(unconstify(pg_atomic_uint32 *, &db->wake)) != 0;
 }
 
 /* ----------
@@ -1138,6 +1191,8 @@ tasksched_slot_interrupt(int i, const TaskRef *task, int signo)
 static void
 quit_slot(TaskSlot *slot)
 {
+	if (slot->quit)
+		return;
 	slot->quit = true;
 	if (slot->latch != NULL)
 		SetLatch(slot->latch);

@@ -230,6 +230,7 @@ typedef struct TaskDatabase
 	bool		forget;			/* the entry goes with the scheduler */
 	bool		known;			/* the extension has been seen */
 	bool		came;			/* the scheduler that was started last has attached */
+	bool		ready;			/* the scheduler is connected, and has seen the extension */
 	bool		clean_exit;		/* the last scheduler ended on its own accord */
 	bool		terminated;		/* the last scheduler was sent SIGTERM */
 	bool		prepared_known; /* what was prepared before the server started is noted */
@@ -269,6 +270,7 @@ extern bool tasksched_database_must_yield(void);
 extern void tasksched_database_set_known(void);
 extern void tasksched_database_set_clean_exit(void);
 extern void tasksched_database_set_yield(Oid dboid, bool yield);
+extern void tasksched_database_end(Oid dboid, int pid);
 extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
 									  Lack lack, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
@@ -276,6 +278,7 @@ extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
 extern bool tasksched_database_clear(Oid dboid);
 extern TaskDatabase *tasksched_databases_copy(int *n);
 extern bool tasksched_database_copy(Oid dboid, TaskDatabase *copy);
+extern bool tasksched_database_is_starting(const TaskDatabase *db);
 
 extern bool tasksched_prepared_any(void);
 extern void tasksched_prepared_add(TransactionId xid, const Wake *wake);
@@ -297,6 +300,7 @@ extern void tasksched_slot_reaped(int slot, uint32 generation);
 extern bool tasksched_slot_interrupt(int slot, const TaskRef *task, int signo);
 extern void tasksched_slots_quit(Oid dboid, bool terminate);
 extern void tasksched_slot_quit(int slot);
+extern void tasksched_slots_end_idle(Oid dboid);
 extern TaskSlot *tasksched_slots_copy(Oid dboid, int *n);
 extern int	tasksched_slot_of(int pid);
 

@@ -168,7 +168,7 @@ scheduler_state(const TaskDatabase *db)
 		return "waiting for a worker slot";
 	if (db->lack == LACK_PROCESS)
 		return "waiting for a process";
-	if (!db->known)
+	if (tasksched_database_is_starting(db))
 		return "starting";
 	return db->pid != 0 ? "running" : "idle";
 }

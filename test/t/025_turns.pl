@@ -77,6 +77,150 @@ EOT
 }
 
 # ---------------------------------------------------------------------------
+# Databases in which a process of ours waits as soon as it connects
+# ---------------------------------------------------------------------------
+{
+	my $node = new_node('probes', conf => $hour);
+	my $lock_catalog = 'LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE';
+	my %task;
+
+	# somebody has renamed it; prepared, that lasts over a restart, after which all databases are probed
+	new_database($node, qw(locked later other));
+	foreach my $db (qw(locked later other))
+	{
+		wait_for_status($node, schedule($node, q{'note'}, $db), 'complete', "a task runs in $db", $db);
+	}
+	$node->append_conf('postgresql.conf', 'tasksched.enabled = off');
+	$node->reload;
+	state_of($node, $_, 'disabled', "$_: nothing runs now") foreach qw(locked later);
+	$task{$_} = schedule($node, q{'note'}, $_) foreach qw(locked later);
+	sql($node, "BEGIN; ALTER DATABASE locked RENAME TO renamed; PREPARE TRANSACTION 'locked'");
+	$node->append_conf('postgresql.conf', 'tasksched.enabled = on');
+	$node->restart;
+	wait_for_status($node, $task{later}, 'complete', 'a task runs in a database that is probed after that', 'later');
+	state_of($node, 'other', 'running', 'all others have their schedulers');
+	is(sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'locked'}), 0, 'no process of ours waits for the lock');
+	sql($node, q{ROLLBACK PREPARED 'locked'});
+	wait_for_status($node, $task{locked}, 'complete', 'a task runs there when the lock is gone', 'locked');
+
+	# a catalog is locked: the probe of a new launcher hangs
+	sql($node, 'CREATE DATABASE closed');
+	sql($node, 'CREATE DATABASE base');
+	create_fixtures($node, 'base');
+	wait_for_status($node, schedule($node, q{'note'}, 'base'), 'complete', 'a task runs in base', 'base');
+	my $closed = TaskschedSession->new($node, 'closed');
+	$closed->query("BEGIN; $lock_catalog");
+	my $launcher = launcher_pid($node);
+	signal_process('TERM', $launcher);
+	process_gone($launcher);
+	wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'closed' AND backend_type = 'tasksched scheduler' AND wait_event_type = 'Lock'}, 1,
+		'a probe waits for a lock');
+	new_database($node, 'fresh');
+	wait_for_status($node, schedule($node, q{'note'}, 'fresh'), 'complete', 'a task runs in a new database', 'fresh');
+	sql($node, 'CREATE DATABASE copy TEMPLATE base');
+	state_of($node, 'copy', 'running', 'a copy, of which nobody tells that it has the extension, is probed');
+	$closed->query('COMMIT');
+	$closed->quit;
+	create_fixtures($node, 'closed');
+	wait_for_status($node, schedule($node, q{'note'}, 'closed'), 'complete', 'a task runs in what was locked', 'closed');
+
+	# of a database that is known, the status tells that it has no scheduler
+	my $session = TaskschedSession->new($node);
+	$session->query('BEGIN; ALTER DATABASE other RENAME TO renamed');
+	state_of($node, 'other', 'starting', 'a database that is locked: the status says that its scheduler is starting');
+	$session->query('ROLLBACK');
+	$session->quit;
+	state_of($node, 'other', 'running', 'then it is running');
+
+	my $inside = TaskschedSession->new($node, 'other');
+	$inside->query("BEGIN; $lock_catalog");
+	signal_process('TERM', scheduler_pid($node, 'other'));
+	my $waiting = $inside->query(q{SELECT tasksched.schedule_task('note')});
+	state_of($node, 'other', 'starting', 'one whose scheduler waits as it comes: so does the status');
+	is($inside->query("SELECT reason FROM tasksched.blocked_tasks WHERE id = '$waiting'"), $not_started, 'and blocked_tasks');
+	$inside->query('COMMIT');
+	$inside->quit;
+	wait_for_status($node, $waiting, 'complete', 'then its task runs', 'other');
+
+	# enabled again: known databases look, without a probe
+	$node->append_conf('postgresql.conf', 'tasksched.enabled = off');
+	$node->reload;
+	state_of($node, 'later', 'disabled', 'disabled');
+	$task{later} = schedule($node, q{'note'}, 'later');
+	sql($node, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'tasksched scheduler'});
+	$node->append_conf('postgresql.conf', 'tasksched.enabled = on');
+	$node->reload;
+	wait_for_status($node, $task{later}, 'complete', 'and enabled again: what is due runs', 'later');
+	$node->stop;
+	check_log($node);
+}
+
+# ---------------------------------------------------------------------------
+# A shortage of worker slots: the logical replication launcher and ours leave
+# three, one less than a scheduler and a worker of each of two databases
+# ---------------------------------------------------------------------------
+{
+	my $node = new_node('shortage', extension => 0, conf => <<"EOT");
+$hour
+max_worker_processes = 5
+tasksched.max_running_tasks = 3
+EOT
+
+	new_database($node, qw(other greedy));
+	wait_for_status($node, schedule($node, q{'note'}, 'greedy'), 'complete', 'a task has run', 'greedy');
+	is(scalar(pids_of($node, 'tasksched worker', 'greedy')), 1, 'and its worker waits for more');
+	my $session = TaskschedSession->new($node, 'greedy');
+	$session->query('BEGIN; LOCK TABLE tasksched.live IN ACCESS EXCLUSIVE MODE');
+	$session->query(q{SELECT count(tasksched.schedule_task('note')) FROM generate_series(1, 5)});
+	my $scheduler = scheduler_pid($node, 'greedy');
+	signal_process('TERM', $scheduler);
+	process_gone($scheduler);
+	wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'greedy' AND backend_type = 'tasksched scheduler' AND wait_event_type = 'Lock'}, 1,
+		'its scheduler waits for a lock');
+	my @tasks = map { schedule($node, q{'note'}, 'other') } 1 .. 5;
+	wait_for_status($node, $_, 'complete', 'the tasks of another database run', 'other') foreach @tasks;
+	$session->query('COMMIT');
+	wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}, 0, 'its own run when the lock is gone', 'greedy');
+	is(sql($node, q{SELECT max(launch), max(attempt), sum(crashes) FROM tasksched.tasks}, 'greedy'), '1|1|0', 'and nothing has been counted');
+
+	# running tasks go on, and the tasks of workers that end meanwhile are put back
+	my $held = schedule($node, q{'hold', resource_id => 'gate'}, 'greedy');
+	my $ended = schedule($node, q{'hold', resource_id => 'gate'}, 'greedy');
+	my $pid = worker_pid($node, $held, 'greedy');
+	my $pid_ended = worker_pid($node, $ended, 'greedy');
+	$session->query('BEGIN; LOCK TABLE tasksched.live IN ACCESS EXCLUSIVE MODE');
+	signal_process('TERM', $pid_ended);
+	process_gone($pid_ended);
+	@tasks = map { schedule($node, q{'note'}, 'other') } 1 .. 5;
+	wait_for_status($node, $_, 'complete', 'again, while a task runs in the one that is locked', 'other') foreach @tasks;
+	is(worker_pid($node, $held, 'greedy'), $pid, 'which goes on');
+	$session->query('COMMIT');
+	$session->quit;
+	open_gate($node, 'gate', 'greedy');
+	wait_for_status($node, [ $held, $ended ]->[$_], 'complete', 'both complete', 'greedy') foreach 0 .. 1;
+	is(field_of($node, $held, 'launch, attempt', 'greedy'), '1|1', 'one in its first launch');
+	is(field_of($node, $ended, 'launch, attempt, crashes', 'greedy'), '2|1|0', 'the other resumed');
+
+	# a catalog is locked, so that a scheduler hangs as it comes, while a task runs
+	$held = schedule($node, q{'hold', resource_id => 'gate too'}, 'greedy');
+	$pid = worker_pid($node, $held, 'greedy');
+	my $catalog = TaskschedSession->new($node, 'greedy');
+	$catalog->query('BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE');
+	sql($node, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'greedy' AND backend_type = 'tasksched scheduler'});
+	my $late = $catalog->query(q{SELECT tasksched.schedule_task('note')});
+	@tasks = map { schedule($node, q{'note'}, 'other') } 1 .. 5;
+	wait_for_status($node, $_, 'complete', 'the tasks of another database run', 'other') foreach @tasks;
+	$catalog->query('COMMIT');
+	$catalog->quit;
+	wait_for_status($node, $late, 'complete', 'its own when the lock is gone', 'greedy');
+	is(worker_pid($node, $held, 'greedy'), $pid, 'the task runs on');
+	open_gate($node, 'gate too', 'greedy');
+	wait_for_status($node, $held, 'complete', 'and completes', 'greedy');
+	$node->stop;
+	check_log($node);
+}
+
+# ---------------------------------------------------------------------------
 # Dead workers whose tasks can't be put back
 # ---------------------------------------------------------------------------
 
@@ -137,6 +281,45 @@ EOT
 	is(status_of($node, $_, 'greedy'), 'cancelled', 'committed: cancelled') foreach @ids;
 	wait_for_status($node, schedule($node, q{'note'}, 'greedy'), 'complete', 'and all places are free', 'greedy');
 	$session->quit;
+	$node->stop;
+	check_log($node);
+}
+
+# Somebody has locked the table, in as many databases as it takes to have as many
+# dead workers as there are slots
+{
+	my $node = new_node('tables', extension => 0, conf => <<"EOT");
+$hour
+max_worker_processes = 6
+tasksched.max_running_tasks = 3
+EOT
+	my @greedy = map { "greedy$_" } 1 .. 4;
+	my @sessions;
+	my @ids;
+
+	new_database($node, @greedy, 'other');
+	foreach my $db (@greedy)
+	{
+		my $session = TaskschedSession->new($node, $db);
+
+		push @ids,
+		  [
+			$db,
+			end_workers($node, $db, 3,
+				sub { $session->query('BEGIN; LOCK TABLE tasksched.live IN ACCESS EXCLUSIVE MODE'); })
+		  ];
+		push @sessions, $session;
+	}
+	wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete', 'a task of yet another database runs', 'other');
+	$_->query('COMMIT') foreach @sessions;
+	$_->quit foreach @sessions;
+	foreach (@ids)
+	{
+		my ($db, @batch) = @$_;
+
+		open_gate($node, 'gate', $db);
+		wait_for_status($node, $_, 'complete', "unlocked: the tasks of $db go on", $db) foreach @batch;
+	}
 	$node->stop;
 	check_log($node);
 }
