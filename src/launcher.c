@@ -18,8 +18,8 @@
  *
  * A process that connects to a database waits for whoever has locked that, or a
  * catalog in it, for as long as a transaction stays open.  So nothing here waits
- * for a scheduler: none is started where it would wait, a probe that takes too
- * long is put off, and whoever does not leave when its turn is over is ended.
+ * for a scheduler: none is started where it would wait, a probe that keeps others
+ * waiting is put off, and whoever does not leave when its turn is over is ended.
  */
 #include "postgres.h"
 
@@ -56,7 +56,7 @@
 /* Whoever was asked to leave and waits for a lock is ended after this */
 #define LEAVE_MS 1000
 
-/* A probe that takes longer is ended, and put off */
+/* A probe that takes longer while others wait for theirs is ended, and put off */
 #define PROBE_MS 5000
 
 /* When to try again to connect to a database that somebody has locked */
@@ -513,9 +513,12 @@ start_wanted(const TaskDatabase *infos, int n, TimestampTz now)
 		tasksched_database_set_yield(infos[i].dboid, false);
 	turn = InvalidOid;
 
+	probe = next_probe(infos, n, now);
 	for (int i = 0; i < nknown; i++)
 	{
 		keep_room(&known[i]);
+		if (probe != NULL)
+			give_up_probe(&known[i], now);
 		probing |= is_probing(&known[i]);
 	}
 
@@ -530,11 +533,12 @@ start_wanted(const TaskDatabase *infos, int n, TimestampTz now)
 			return;
 	}
 	/* one that is put off makes way for the next */
-	for (int i = 0; i < nknown && !probing && (probe = next_probe(infos, n, now)) != NULL; i++)
+	for (int i = 0; i < nknown && !probing && probe != NULL; i++)
 	{
 		if (!start_scheduler(probe, false))
 			return;
 		probing = probe->scheduler != NULL;
+		probe = next_probe(infos, n, now);
 	}
 }
 
@@ -561,7 +565,6 @@ launcher_cycle(void)
 		/* a commit or an earlier scheduler has told: no need to find out */
 		if (info != NULL && info->known)
 			known[i].probed = true;
-		give_up_probe(&known[i], now);
 	}
 
 	if (tasksched_shortage())
@@ -579,8 +582,6 @@ launcher_cycle(void)
 
 		if (!is_running(&known[i], info))
 			wake_at = Min(wake_at, wanted_at(&known[i], info));
-		else if (is_probing(&known[i]))
-			wake_at = Min(wake_at, TimestampTzPlusMilliseconds(known[i].started_at, PROBE_MS));
 	}
 	return wake_at <= now ? TURN_RETRY_MS : TimestampDifferenceMilliseconds(now, wake_at);
 }
