@@ -156,7 +156,10 @@ static const QueryText queries[NUM_QUERIES] = {
 		"installation, database, finished, status, result, error, error_details, crashes, updated_at, finished_at) "
 		"SELECT " KEPT_COLUMNS "run_at, CASE $3 WHEN 'failed' THEN greatest(attempt, 1) ELSE attempt END, "
 		"started_at, false, 0, installation, database, true, "
-		"$3::tasksched.task_status, coalesce($4, result), coalesce($5, error), coalesce($6, error_details), "
+		"$3::tasksched.task_status, coalesce($4, result), "
+		/* what an earlier stage said is over */
+		"CASE WHEN $3 = 'complete' AND NOT first_launch THEN $5 ELSE coalesce($5, error) END, "
+		"CASE WHEN $3 = 'complete' AND NOT first_launch THEN $6 ELSE coalesce($6, error_details) END, "
 		"crashes + $7, $8, $8 FROM gone",
 		{UUIDOID, INT4OID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID, TIDOID}
 	},

@@ -329,13 +329,11 @@ decide_outcome(void)
 	}
 	if (current.outcome.status == STATUS_ACTIVE && !may_proceed())
 		current.outcome.status = STATUS_SCHEDULED;
-	if (staged->dirty)
-	{
-		if (current.outcome.result == NULL)
-			current.outcome.result = staged->result;
-		if (current.outcome.error == NULL)
-			current.outcome.error = staged->error;
-	}
+	if (staged->dirty && current.outcome.result == NULL)
+		current.outcome.result = staged->result;
+	/* also one that is stored: what complete does not repeat is an earlier stage's */
+	if (current.outcome.error == NULL)
+		current.outcome.error = staged->error;
 }
 
 /*
