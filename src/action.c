@@ -48,8 +48,12 @@
 #define SIGNATURES_HINT \
 	"An action takes (tasksched.task, boolean), (tasksched.task), (jsonb) or no arguments, and returns void, jsonb or tasksched.outcome; a procedure returns jsonb or tasksched.outcome through an INOUT argument at the end."
 
-/* So many bytes of each text of an error are kept */
+/*
+ * So many bytes of each text of an error are kept, and so many as a dump has
+ * them: the four texts of a task, its params and its result stay below 1 GB.
+ */
 #define MAX_ERROR_TEXT ((Size) 16 * 1024 * 1024)
+#define MAX_ERROR_DUMP ((Size) 32 * 1024 * 1024)
 
 /* ----------
  * Which functions fit
@@ -325,6 +329,16 @@ invalid_outcome(const char *detail)
 			 errhint("Use complete(), fail(), reschedule() or proceed() to make an outcome.")));
 }
 
+/* A copy of a result, if it can be stored */
+static Jsonb *
+checked_result(Datum value)
+{
+	Jsonb	   *result = (Jsonb *) PG_DETOAST_DATUM_COPY(value);
+
+	tasksched_jsonb_check(result, "result");
+	return result;
+}
+
 /* Read a value of type tasksched.outcome */
 void
 tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
@@ -363,7 +377,7 @@ tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
 
 	old = MemoryContextSwitchTo(cxt);
 	if (!result_null)
-		outcome->result = (Jsonb *) PG_DETOAST_DATUM_COPY(result);
+		outcome->result = checked_result(result);
 	if (!error_null)
 		outcome->error = tasksched_error_text(TextDatumGetCString(error));
 	MemoryContextSwitchTo(old);
@@ -385,7 +399,7 @@ read_result(const Action *action, Datum value, bool isnull, Outcome *outcome, Me
 		MemoryContext old = MemoryContextSwitchTo(cxt);
 
 		outcome->status = STATUS_COMPLETE;
-		outcome->result = (Jsonb *) PG_DETOAST_DATUM_COPY(value);
+		outcome->result = checked_result(value);
 		MemoryContextSwitchTo(old);
 	}
 }
@@ -407,14 +421,20 @@ push_pair(JsonbInState *state, const char *key, const char *value)
 }
 
 /*
- * As much of a text of an error as is kept.  What can't be stored at all would
- * have the task launched again and again.
+ * As much of a text of an error as is kept, and valid.  What can't be stored at
+ * all would have the task launched again and again.
  */
 char *
 tasksched_error_text(char *text)
 {
-	if (text != NULL && strlen(text) > MAX_ERROR_TEXT)
-		return pnstrdup(text, pg_mbcliplen(text, strlen(text), MAX_ERROR_TEXT));
+	Size		length;
+
+	if (text == NULL)
+		return NULL;
+	length = tasksched_text_prefix(text, MAX_ERROR_TEXT, MAX_ERROR_DUMP);
+	if (text[length] != '\0')
+		text = pnstrdup(text, pg_mbcliplen(text, strlen(text), length));
+	tasksched_text_mask(text);
 	return text;
 }
 

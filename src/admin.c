@@ -28,7 +28,22 @@ tasksched_warn_if_not_preloaded(void)
 				 errhint("Add tasksched to shared_preload_libraries and restart the server.")));
 }
 
-/* Raise an error unless the name of an action is well-formed */
+/* Has a restore in another encoding brought along an action of this name? */
+static bool
+is_grown_name(const char *action)
+{
+	char	   *signature;
+	Oid			registered_owner;
+	Oid			function;
+
+	return tasksched_name_fits(action) &&
+		tasksched_store_find_action(action, &signature, &registered_owner, &function);
+}
+
+/*
+ * Raise an error unless the name of an action is well-formed.  One that is
+ * registered is, though it may have got longer by a restore in another encoding.
+ */
 void
 tasksched_check_action_name(const char *action)
 {
@@ -40,7 +55,8 @@ tasksched_check_action_name(const char *action)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("action must not be empty")));
-	if (strlen(action) > TASKSCHED_MAX_ACTION_LEN)
+	tasksched_text_check(action, strlen(action));
+	if (strlen(action) > TASKSCHED_MAX_ACTION_LEN && !is_grown_name(action))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("action name is too long"),
@@ -69,13 +85,16 @@ register_function(const char *action, Oid function)
 {
 	AclResult	aclresult = object_aclcheck(ProcedureRelationId, function, GetUserId(), ACL_EXECUTE);
 	Action		found;
+	char	   *signature;
 
 	if (aclresult != ACLCHECK_OK)
 		aclcheck_error(aclresult,
 					   get_func_prokind(function) == PROKIND_PROCEDURE ? OBJECT_PROCEDURE : OBJECT_FUNCTION,
 					   get_func_name(function));
 	(void) tasksched_action_unfit(function, &found);
-	tasksched_store_register_action(action, tasksched_action_signature(function), found.function_owner);
+	signature = tasksched_action_signature(function);
+	tasksched_text_check(signature, strlen(signature));
+	tasksched_store_register_action(action, signature, found.function_owner);
 	tasksched_warn_if_not_preloaded();
 }
 

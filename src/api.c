@@ -86,6 +86,16 @@ due_time(const TimestampTz *run_at, Interval *delay, TimestampTz now)
 	return now;
 }
 
+/* Raise an error unless these can be stored, dumped and restored; either may be NULL */
+static void
+check_values(const char *resource_id, Jsonb *params)
+{
+	if (resource_id != NULL)
+		tasksched_text_check(resource_id, strlen(resource_id));
+	if (params != NULL)
+		tasksched_jsonb_check(params, "params");
+}
+
 /* ----------
  * Scheduling
  * ----------
@@ -111,6 +121,8 @@ Datum
 tasksched_schedule_task(PG_FUNCTION_ARGS)
 {
 	char	   *action = text_arg(fcinfo, 0);
+	char	   *resource_id = text_arg(fcinfo, 1);
+	Jsonb	   *params = PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3);
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz run_at;
 	TimestampTz due;
@@ -120,11 +132,11 @@ tasksched_schedule_task(PG_FUNCTION_ARGS)
 	run_at = PG_ARGISNULL(2) ? 0 : PG_GETARG_TIMESTAMPTZ(2);
 	due = due_time(PG_ARGISNULL(2) ? NULL : &run_at,
 				   PG_ARGISNULL(4) ? NULL : PG_GETARG_INTERVAL_P(4), now);
+	check_values(resource_id, params);
 	check_action_exists(action);
 
 	tasksched_uuid_generate(id);
-	tasksched_store_insert_task(id, action, due, text_arg(fcinfo, 1),
-								PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3), now);
+	tasksched_store_insert_task(id, action, due, resource_id, params, now);
 	tasksched_warn_if_not_preloaded();
 	PG_RETURN_UUID_P(id);
 }
@@ -202,6 +214,19 @@ tasksched_schedule_tasks(PG_FUNCTION_ARGS)
 	{
 		if (!run_ats_null[i])
 			check_finite(DatumGetTimestampTz(run_ats[i]));
+	}
+	check_values(resource_id, NULL);
+	for (int i = 0; resource_ids != NULL && i < n; i++)
+	{
+		if (!resource_ids_null[i])
+			check_values(TextDatumGetCString(resource_ids[i]), NULL);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (params_null[i])
+			continue;
+		params[i] = JsonbPGetDatum(DatumGetJsonbP(params[i]));
+		check_values(NULL, DatumGetJsonbP(params[i]));
 	}
 	check_action_exists(action);
 
@@ -288,6 +313,7 @@ check_object(const TaskObject *task, TimestampTz now)
 	Interval   *delay = NULL;
 
 	tasksched_check_action_name(task->action);
+	check_values(task->resource_id, task->params);
 	if (task->run_at)
 		run_at = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in, CStringGetDatum(task->run_at),
 														 ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
@@ -432,7 +458,10 @@ read_update(FunctionCallInfo fcinfo, bool own, Outcome *change)
 		change->run_at = Max(PG_GETARG_TIMESTAMPTZ(1), GetCurrentTimestamp());
 	}
 	if (!PG_ARGISNULL(3))
+	{
 		change->result = PG_GETARG_JSONB_P(3);
+		tasksched_jsonb_check(change->result, "result");
+	}
 	change->error = tasksched_error_text(text_arg(fcinfo, 4));
 }
 
@@ -772,7 +801,10 @@ tasksched_report_progress(PG_FUNCTION_ARGS)
 				 errmsg("report_progress can only be called with the rights of the task's owner"),
 				 errdetail("The current user is \"%s\".", GetUserNameFromId(GetUserId(), false))));
 	if (note != NULL)
+	{
+		tasksched_text_mask(note);
 		note[pg_mbcliplen(note, strlen(note), PROGRESS_NOTE_LEN - 1)] = '\0';
+	}
 	tasksched_slot_progress(PG_ARGISNULL(0) ? NULL : &done,
 							PG_ARGISNULL(1) ? NULL : &total, note);
 	PG_RETURN_VOID();

@@ -270,7 +270,7 @@ typedef struct BlockedNote
 	{
 		Oid			owner;
 		uint32		foreign;
-		char		action[NAMEDATALEN];
+		char		action[TASKSCHED_NAME_SIZE];
 	}			kind;			/* hash key, without padding */
 	bool		blocked;
 	Action		function;		/* what to call, unless blocked */
@@ -330,7 +330,7 @@ look_up_blocked(Claims *claims, const Candidate *c)
 	memset(&wanted.kind, 0, sizeof(wanted.kind));
 	wanted.kind.owner = c->owner;
 	wanted.kind.foreign = c->foreign;
-	strlcpy(wanted.kind.action, c->action, NAMEDATALEN);
+	strlcpy(wanted.kind.action, c->action, sizeof(wanted.kind.action));
 	note = hash_search(claims->notes, &wanted.kind, HASH_ENTER, &found);
 	if (!found)
 	{

@@ -163,7 +163,10 @@ clear_database(Oid dboid, LOCKMODE mode)
 	}
 }
 
-/* The tasks that keep a database in use, and what to do; NULL if there are none */
+/*
+ * The tasks that keep a database in use, and what to do; NULL if there are none.
+ * That database may have another encoding.
+ */
 static char *
 running_tasks_hint(Oid dboid, bool drop)
 {
@@ -177,6 +180,7 @@ running_tasks_hint(Oid dboid, bool drop)
 	{
 		if (slots[i].state != SLOT_READY && slots[i].state != SLOT_RUNNING)
 			continue;
+		tasksched_text_mask_beyond_ascii(slots[i].action);
 		if (n++ < MAX_NAMED_TASKS)
 			appendStringInfo(&buf, _("%s task %s (action \"%s\", PID %d)"), n > 1 ? "," : "",
 							 tasksched_uuid_out(&slots[i].task.id), slots[i].action, slots[i].pid);

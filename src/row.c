@@ -313,7 +313,7 @@ tasksched_row_read(const TaskRef *task, TaskRow *row)
 	{
 		Datum		params = get_column(rel, tuple, "params", &row->params_null);
 
-		strlcpy(row->action, TextDatumGetCString(get_set_column(rel, tuple, "action")), NAMEDATALEN);
+		strlcpy(row->action, TextDatumGetCString(get_set_column(rel, tuple, "action")), sizeof(row->action));
 		row->first_launch = DatumGetBool(get_set_column(rel, tuple, "first_launch"));
 		/* nothing of it may point into a table that changes meanwhile */
 		row->params = row->params_null ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM_COPY(params));

@@ -708,20 +708,13 @@ tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy
 	LWLockRelease(shared->lock);
 }
 
-/*
- * Show an error of the scheduler.  It may be read in a database of another
- * encoding, and may be cut anywhere, so nothing but ASCII is shown.
- */
+/* Show an error of the scheduler, also in databases of other encodings */
 void
 tasksched_database_report_error(const char *message)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	strlcpy(my_database->last_error, message, LAST_ERROR_LEN);
-	for (char *p = my_database->last_error; *p != '\0'; p++)
-	{
-		if (IS_HIGHBIT_SET(*p))
-			*p = '?';
-	}
+	tasksched_text_mask_beyond_ascii(my_database->last_error);
 	LWLockRelease(shared->lock);
 }
 
@@ -1142,7 +1135,7 @@ tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 	{
 		set_slot_state(slot, SLOT_READY);
 		slot->task = *task;
-		strlcpy(slot->action, action, NAMEDATALEN);
+		strlcpy(slot->action, action, sizeof(slot->action));
 		slot->function = *function;
 		slot->superseded = false;
 		slot->end = END_NOT_BEGUN;

@@ -914,7 +914,7 @@ tasksched_store_peek(int16 priority, const QueuePlace *after, TimestampTz horizo
 		c->id = *DatumGetUUIDP(result(i, 1, NULL));
 		c->run_at = DatumGetTimestampTz(result(i, 2, NULL));
 		c->owner = DatumGetObjectId(result(i, 3, NULL));
-		strlcpy(c->action, TextDatumGetCString(result(i, 4, NULL)), NAMEDATALEN);
+		strlcpy(c->action, TextDatumGetCString(result(i, 4, NULL)), sizeof(c->action));
 		c->foreign = DatumGetBool(result(i, 5, NULL));
 		c->place = *(ItemPointer) DatumGetPointer(result(i, 6, NULL));
 	}

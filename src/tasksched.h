@@ -22,6 +22,12 @@
 /* The longest name of an action, in bytes */
 #define TASKSCHED_MAX_ACTION_LEN (NAMEDATALEN - 1)
 
+/*
+ * Room for a name of that length after a restore in another encoding, where a
+ * byte may have become MAX_CONVERSION_GROWTH bytes
+ */
+#define TASKSCHED_NAME_SIZE (4 * (NAMEDATALEN - 1) + 1)
+
 /* One launch of one task: the fence that keeps late writers out */
 typedef struct TaskRef
 {
@@ -191,7 +197,7 @@ typedef struct TaskSlot
 
 	/* valid in READY, RUNNING, DEAD */
 	TaskRef		task;
-	char		action[NAMEDATALEN];
+	char		action[TASKSCHED_NAME_SIZE];
 	Action		function;		/* what the scheduler found for the action */
 	bool		superseded;		/* the launch shall not begin */
 	SlotEnd		end;			/* in DEAD */
@@ -462,7 +468,7 @@ typedef struct TaskRow
 	Datum		params;
 	bool		params_null;
 	bool		first_launch;
-	char		action[NAMEDATALEN];
+	char		action[TASKSCHED_NAME_SIZE];
 } TaskRow;
 
 extern bool tasksched_row_find(const pg_uuid_t *id, bool latest, TaskLookup *row);
@@ -490,7 +496,7 @@ typedef struct Candidate
 	pg_uuid_t	id;
 	TimestampTz run_at;
 	Oid			owner;
-	char		action[NAMEDATALEN];
+	char		action[TASKSCHED_NAME_SIZE];
 	bool		foreign;		/* belongs to another installation */
 	ItemPointerData place;		/* of its row, for the transaction that has looked */
 } Candidate;
@@ -571,6 +577,17 @@ extern bool tasksched_role_visible(Oid owner);
  */
 extern bool tasksched_role_exists(Oid role);
 extern Datum tasksched_owner_oid(PG_FUNCTION_ARGS);
+
+/* ----------
+ * text.c: what can be stored, dumped and restored
+ * ----------
+ */
+extern void tasksched_text_mask(char *text);
+extern void tasksched_text_mask_beyond_ascii(char *text);
+extern void tasksched_text_check(const char *text, int length);
+extern bool tasksched_name_fits(const char *name);
+extern Size tasksched_text_prefix(const char *text, Size max_length, Size max_dump);
+extern void tasksched_jsonb_check(Jsonb *jsonb, const char *name);
 
 /* ----------
  * uuid.c

@@ -185,6 +185,7 @@ put_status(ReturnSetInfo *rsinfo, Oid dboid, const TaskDatabase *db, int running
 
 	if (name == NULL)
 		return;					/* just dropped */
+	tasksched_text_mask(name);
 	namestrcpy(&database, name);
 	values[0] = NameGetDatum(&database);
 	values[1] = CStringGetTextDatum(scheduler_state(db));

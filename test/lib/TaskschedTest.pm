@@ -33,7 +33,7 @@ our $deadline_s = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
 
 # A server with the library preloaded, started, and the extension and the
 # fixtures in the database "postgres".  Options: preload, start, extension (all
-# true unless given), conf (more settings), streaming, checksums, install_path
+# true unless given), conf (more settings), streaming, checksums, utf8, install_path
 # (of another version of the server).
 sub new_node
 {
@@ -41,7 +41,7 @@ sub new_node
 	my $node = PostgreSQL::Test::Cluster->new($name, $opt{install_path} ? (install_path => $opt{install_path}) : ());
 
 	%opt = (preload => 1, start => 1, extension => 1, conf => '', %opt);
-	$node->init(allows_streaming => $opt{streaming} ? 1 : 0, extra => $opt{checksums} ? ['--data-checksums'] : []);
+	$node->init(allows_streaming => $opt{streaming} ? 1 : 0, extra => [ $opt{checksums} ? '--data-checksums' : (), $opt{utf8} ? ('-E', 'UTF8') : () ]);
 	$node->append_conf('postgresql.conf', <<EOT);
 restart_after_crash = on
 log_statement = none
