@@ -400,7 +400,7 @@ SELECT count(*) FROM (SELECT owner FROM tasksched.tasks GROUP BY owner ORDER BY 
 SELECT v[1] OPERATOR(tasksched.<) v[2], v[1] OPERATOR(tasksched.<=) v[1], v[2] OPERATOR(tasksched.>) v[1],
 	v[2] OPERATOR(tasksched.>=) v[2], v[1] OPERATOR(tasksched.=) v[2], v[1] OPERATOR(tasksched.<>) v[2]
 FROM (SELECT '{a,b}'::tasksched.task_owner[] v) x;
--- a role equals an unknown one of its name, also when they are hashed
+-- a role is another than an unknown one of its name, also when they are hashed
 CREATE TABLE owners (owner tasksched.task_owner);
 INSERT INTO owners VALUES ('regress_ts_late'), ('regress_ts_never');
 CREATE ROLE regress_ts_late;

@@ -2,3 +2,35 @@
 
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION tasksched UPDATE TO '0.2'" to load this file. \quit
+
+/*
+ * task_owner: compared by what never changes
+ */
+
+ALTER FUNCTION @extschema@.task_owner_eq(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_ne(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_lt(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_le(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_gt(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_ge(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_cmp(@extschema@.task_owner, @extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@.task_owner_hash(@extschema@.task_owner) IMMUTABLE;
+ALTER FUNCTION @extschema@._name_only(@extschema@.task_owner) IMMUTABLE;
+
+COMMENT ON CAST (@extschema@.task_owner AS pg_catalog.text) IS 'the role''s name, marked if it was dropped';
+COMMENT ON OPERATOR @extschema@.< (@extschema@.task_owner, @extschema@.task_owner) IS 'before, in no order that means anything: roles by OID, then unknown names';
+COMMENT ON OPERATOR @extschema@.<= (@extschema@.task_owner, @extschema@.task_owner) IS 'before or the same';
+COMMENT ON OPERATOR @extschema@.> (@extschema@.task_owner, @extschema@.task_owner) IS 'after';
+COMMENT ON OPERATOR @extschema@.>= (@extschema@.task_owner, @extschema@.task_owner) IS 'after or the same';
+COMMENT ON OPERATOR FAMILY @extschema@.task_owner_ops USING btree IS 'order of roles by OID, then of unknown names, for indexes and grouping';
+COMMENT ON OPERATOR CLASS @extschema@.task_owner_ops USING btree IS 'order of roles by OID, then of unknown names, for indexes and grouping';
+COMMENT ON OPERATOR FAMILY @extschema@.task_owner_ops USING hash IS 'equality of roles, for indexes, grouping and joins';
+COMMENT ON OPERATOR CLASS @extschema@.task_owner_ops USING hash IS 'equality of roles, for indexes, grouping and joins';
+COMMENT ON FUNCTION @extschema@._name_only(@extschema@.task_owner) IS 'internal: whether no role had the name when the value was made, and one may have it now';
+
+/*
+ * Names of actions: a restore in another encoding can make one longer
+ */
+
+ALTER TABLE @extschema@.registered_actions DROP CONSTRAINT registered_actions_action_check;
+ALTER TABLE @extschema@.registered_actions ADD CONSTRAINT registered_actions_action_check CHECK (action <> '');

@@ -40,8 +40,9 @@ COMMENT ON SCHEMA @extschema@ IS 'tasksched: background tasks inside the databas
 CREATE TYPE task_status AS ENUM ('scheduled', 'active', 'complete', 'failed', 'cancelled');
 COMMENT ON TYPE task_status IS 'where a task stands: scheduled and active tasks are live, the others are finished';
 
--- A role that outlives its own name: prints the current name of the role,
--- and the last known name when there is no such role (any more, or here).
+-- A role that outlives its own name: prints the current name of the role, the
+-- last known name with a mark when the role was dropped, and a name that no role
+-- had as it is.
 CREATE TYPE task_owner;
 
 CREATE FUNCTION task_owner_in(cstring) RETURNS task_owner
@@ -84,32 +85,32 @@ COMMENT ON FUNCTION task_owner_role(task_owner) IS 'the role, 0 if there is no s
 COMMENT ON FUNCTION task_owner_from_role(regrole) IS 'the role as a task_owner';
 COMMENT ON CAST (task_owner AS oid) IS 'the role''s OID, 0 if there is no such role';
 COMMENT ON CAST (task_owner AS regrole) IS 'the role, 0 if there is no such role';
-COMMENT ON CAST (task_owner AS text) IS 'the role''s name';
+COMMENT ON CAST (task_owner AS text) IS 'the role''s name, marked if it was dropped';
 COMMENT ON CAST (regrole AS task_owner) IS 'the role as a task_owner';
 
 CREATE FUNCTION task_owner_eq(task_owner, task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_eq' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_eq' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_eq(task_owner, task_owner) IS 'implementation of = operator';
 CREATE FUNCTION task_owner_ne(task_owner, task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_ne' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_ne' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_ne(task_owner, task_owner) IS 'implementation of <> operator';
 CREATE FUNCTION task_owner_lt(task_owner, task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_lt' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_lt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_lt(task_owner, task_owner) IS 'implementation of < operator';
 CREATE FUNCTION task_owner_le(task_owner, task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_le' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_le' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_le(task_owner, task_owner) IS 'implementation of <= operator';
 CREATE FUNCTION task_owner_gt(task_owner, task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_gt' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_gt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_gt(task_owner, task_owner) IS 'implementation of > operator';
 CREATE FUNCTION task_owner_ge(task_owner, task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_ge' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_ge' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_ge(task_owner, task_owner) IS 'implementation of >= operator';
 CREATE FUNCTION task_owner_cmp(task_owner, task_owner) RETURNS integer
-	AS 'MODULE_PATHNAME', 'tasksched_owner_cmp' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_cmp' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_cmp(task_owner, task_owner) IS 'less-equal-greater';
 CREATE FUNCTION task_owner_hash(task_owner) RETURNS integer
-	AS 'MODULE_PATHNAME', 'tasksched_owner_hash' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'tasksched_owner_hash' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION task_owner_hash(task_owner) IS 'hash';
 
 CREATE OPERATOR = (
@@ -126,22 +127,22 @@ CREATE OPERATOR < (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_lt,
 	COMMUTATOR = >, NEGATOR = >=, RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
-COMMENT ON OPERATOR < (task_owner, task_owner) IS 'before, by name';
+COMMENT ON OPERATOR < (task_owner, task_owner) IS 'before, in no order that means anything: roles by OID, then unknown names';
 CREATE OPERATOR <= (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_le,
 	COMMUTATOR = >=, NEGATOR = >, RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
-COMMENT ON OPERATOR <= (task_owner, task_owner) IS 'before or the same, by name';
+COMMENT ON OPERATOR <= (task_owner, task_owner) IS 'before or the same';
 CREATE OPERATOR > (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_gt,
 	COMMUTATOR = <, NEGATOR = <=, RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
-COMMENT ON OPERATOR > (task_owner, task_owner) IS 'after, by name';
+COMMENT ON OPERATOR > (task_owner, task_owner) IS 'after';
 CREATE OPERATOR >= (
 	LEFTARG = task_owner, RIGHTARG = task_owner, FUNCTION = task_owner_ge,
 	COMMUTATOR = <=, NEGATOR = <, RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
-COMMENT ON OPERATOR >= (task_owner, task_owner) IS 'after or the same, by name';
+COMMENT ON OPERATOR >= (task_owner, task_owner) IS 'after or the same';
 
 CREATE OPERATOR FAMILY task_owner_ops USING btree;
 CREATE OPERATOR CLASS task_owner_ops DEFAULT FOR TYPE task_owner USING btree FAMILY task_owner_ops AS
@@ -150,10 +151,10 @@ CREATE OPERATOR CLASS task_owner_ops DEFAULT FOR TYPE task_owner USING btree FAM
 CREATE OPERATOR FAMILY task_owner_ops USING hash;
 CREATE OPERATOR CLASS task_owner_ops DEFAULT FOR TYPE task_owner USING hash FAMILY task_owner_ops AS
 	OPERATOR 1 =, FUNCTION 1 task_owner_hash(task_owner);
-COMMENT ON OPERATOR FAMILY task_owner_ops USING btree IS 'order by name, for sorting and grouping';
-COMMENT ON OPERATOR CLASS task_owner_ops USING btree IS 'order by name, for sorting and grouping';
-COMMENT ON OPERATOR FAMILY task_owner_ops USING hash IS 'equality of names, for grouping and joins';
-COMMENT ON OPERATOR CLASS task_owner_ops USING hash IS 'equality of names, for grouping and joins';
+COMMENT ON OPERATOR FAMILY task_owner_ops USING btree IS 'order of roles by OID, then of unknown names, for indexes and grouping';
+COMMENT ON OPERATOR CLASS task_owner_ops USING btree IS 'order of roles by OID, then of unknown names, for indexes and grouping';
+COMMENT ON OPERATOR FAMILY task_owner_ops USING hash IS 'equality of roles, for indexes, grouping and joins';
+COMMENT ON OPERATOR CLASS task_owner_ops USING hash IS 'equality of roles, for indexes, grouping and joins';
 
 -- What actions receive and get_task() returns.  It only ever grows at its end.
 CREATE TYPE task AS (
@@ -215,7 +216,8 @@ CREATE SEQUENCE installation;
 COMMENT ON SEQUENCE installation IS 'random identity of this installation; tasks of another one are held until adopt_tasks()';
 
 CREATE TABLE registered_actions (
-	action			text PRIMARY KEY CHECK (action <> '' AND octet_length(action) <= 63),
+	-- no limit to the length: a restore in another encoding can make a name longer
+	action			text PRIMARY KEY CHECK (action <> ''),
 	function		text NOT NULL,
 	function_owner	task_owner NOT NULL,
 	registered_by	task_owner NOT NULL,
@@ -307,8 +309,8 @@ CREATE FUNCTION _init() RETURNS void
 COMMENT ON FUNCTION _init() IS 'internal: end of CREATE EXTENSION: set the installation''s identity and wake the launcher';
 
 CREATE FUNCTION _name_only(owner task_owner) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'tasksched_owner_name_only' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION _name_only(task_owner) IS 'internal: whether no role had the name when the value was made';
+	AS 'MODULE_PATHNAME', 'tasksched_owner_name_only' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION _name_only(task_owner) IS 'internal: whether no role had the name when the value was made, and one may have it now';
 
 CREATE FUNCTION _may_see(owner task_owner) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'tasksched_may_see' LANGUAGE C STABLE STRICT PARALLEL SAFE;

@@ -4,13 +4,22 @@
  *
  * A value keeps the role's OID and the name it had when the value was made.
  * It prints the current name of the role, so that it follows ALTER ROLE ...
- * RENAME, and the kept name when there is no role with that OID, so that
- * nothing is lost when the role is dropped.  Reading a name that no role bears
- * is not an error: the value then has no OID.  So a dump carries names, which
- * mean the same role elsewhere, and a restore where a role is missing keeps
- * the row.
+ * RENAME.  When there is no role with that OID any more, it prints the kept name
+ * with a mark, so that nothing is lost when the role is dropped.  Reading a name
+ * that no role bears is not an error: the value then has no OID.  So a dump
+ * carries names, which mean the same role elsewhere, and a restore where a role
+ * is missing keeps the row.
+ *
+ * A name with the mark is never looked up, whatever roles there are: the role is
+ * gone for good, and another one of its name is not to get what it has left.
+ *
+ * Names are in a shared catalog, in the encoding of the database that they were
+ * made in.  What is not valid in this one is masked, or a dump of the table
+ * could not be restored.
  */
 #include "postgres.h"
+
+#include <ctype.h>
 
 #include "catalog/pg_authid.h"
 #include "common/hashfn.h"
@@ -31,6 +40,10 @@ typedef struct TaskOwner
 
 #define PG_GETARG_OWNER(n) ((TaskOwner *) PG_DETOAST_DATUM(PG_GETARG_DATUM(n)))
 
+/* What a name ends in when the role with an OID is gone */
+#define DROPPED_MARK " (dropped role "
+#define MAX_OID_DIGITS 10
+
 bool
 tasksched_role_exists(Oid role)
 {
@@ -49,23 +62,54 @@ make_owner(Oid role, const char *name)
 	return owner;
 }
 
+/* The length of a name without the mark, if it ends in that */
+static Size
+unmarked_length(const char *name)
+{
+	Size		length = strlen(name);
+	Size		digits = length > 0 ? length - 1 : 0;	/* where they begin */
+	Size		mark = strlen(DROPPED_MARK);
+
+	while (digits > 0 && length - digits <= MAX_OID_DIGITS && isdigit((unsigned char) name[digits - 1]))
+		digits--;
+	if (digits < mark || !isdigit((unsigned char) name[digits]) || name[length - 1] != ')' ||
+		strncmp(name + digits - mark, DROPPED_MARK, mark) != 0)
+		return length;
+	return digits - mark;
+}
+
+static bool
+is_marked(const char *name)
+{
+	return name[unmarked_length(name)] != '\0';
+}
+
 static TaskOwner *
 owner_from_name(const char *name)
 {
-	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
+	Oid			role = InvalidOid;
+
+	tasksched_text_check(name, strlen(name));
+	if (name[0] == '\0' || !tasksched_name_fits(pnstrdup(name, unmarked_length(name))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("invalid role name: \"%s\"", name)));
-	return make_owner(get_role_oid(name, true), name);
+	/* one that got longer in another encoding is no role's here */
+	if (!is_marked(name) && strlen(name) < NAMEDATALEN)
+		role = get_role_oid(name, true);
+	return make_owner(role, name);
 }
 
-/* The current name if there is one, else the last one known */
-static const char *
-owner_name(TaskOwner *owner)
+/* A copy of what an owner prints */
+static char *
+owner_text(TaskOwner *owner)
 {
-	char	   *name = OidIsValid(owner->role) ? GetUserNameFromId(owner->role, true) : NULL;
+	char	   *text = OidIsValid(owner->role) ? GetUserNameFromId(owner->role, true) : pstrdup(owner->name);
 
-	return name ? name : owner->name;
+	if (text == NULL)
+		text = psprintf("%s" DROPPED_MARK "%u)", owner->name, owner->role);
+	tasksched_text_mask(text);
+	return text;
 }
 
 PG_FUNCTION_INFO_V1(tasksched_owner_in);
@@ -79,7 +123,7 @@ PG_FUNCTION_INFO_V1(tasksched_owner_out);
 Datum
 tasksched_owner_out(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_CSTRING(pstrdup(owner_name(PG_GETARG_OWNER(0))));
+	PG_RETURN_CSTRING(owner_text(PG_GETARG_OWNER(0)));
 }
 
 PG_FUNCTION_INFO_V1(tasksched_owner_recv);
@@ -96,11 +140,11 @@ PG_FUNCTION_INFO_V1(tasksched_owner_send);
 Datum
 tasksched_owner_send(PG_FUNCTION_ARGS)
 {
-	const char *name = owner_name(PG_GETARG_OWNER(0));
+	char	   *text = owner_text(PG_GETARG_OWNER(0));
 	StringInfoData buf;
 
 	pq_begintypsend(&buf);
-	pq_sendtext(&buf, name, strlen(name));
+	pq_sendtext(&buf, text, strlen(text));
 	PG_RETURN_BYTEA_P(pq_endtypsend(&buf));
 }
 
@@ -116,13 +160,15 @@ tasksched_owner_oid(PG_FUNCTION_ARGS)
 
 /*
  * Was it made of a name that no role had?  Such a one may be looked up again; a
- * role that was dropped here is gone, and a new one of its name is another.
+ * role that was dropped is gone, and a new one of its name is another.
  */
 PG_FUNCTION_INFO_V1(tasksched_owner_name_only);
 Datum
 tasksched_owner_name_only(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(!OidIsValid(PG_GETARG_OWNER(0)->role));
+	TaskOwner  *owner = PG_GETARG_OWNER(0);
+
+	PG_RETURN_BOOL(!OidIsValid(owner->role) && !is_marked(owner->name));
 }
 
 PG_FUNCTION_INFO_V1(tasksched_owner_from_role);
@@ -130,18 +176,25 @@ Datum
 tasksched_owner_from_role(PG_FUNCTION_ARGS)
 {
 	Oid			role = PG_GETARG_OID(0);
+	char	   *name = GetUserNameFromId(role, false);
 
-	PG_RETURN_POINTER(make_owner(role, GetUserNameFromId(role, false)));
+	tasksched_text_mask(name);
+	PG_RETURN_POINTER(make_owner(role, name));
 }
 
 /*
- * Values are compared by the names that they print, so a known role equals an
- * unknown one of the same name.  Names may change, so don't make an index.
+ * Values are compared by what never changes: roles by their OIDs, and after them
+ * those that have none, by their names.
  */
 static int
 owner_compare(FunctionCallInfo fcinfo)
 {
-	return strcmp(owner_name(PG_GETARG_OWNER(0)), owner_name(PG_GETARG_OWNER(1)));
+	TaskOwner  *a = PG_GETARG_OWNER(0);
+	TaskOwner  *b = PG_GETARG_OWNER(1);
+
+	if (a->role != b->role)
+		return a->role - 1 < b->role - 1 ? -1 : 1;	/* InvalidOid is the last */
+	return OidIsValid(a->role) ? 0 : strcmp(a->name, b->name);
 }
 
 #define OWNER_COMPARISON(name, op) \
@@ -170,7 +223,9 @@ PG_FUNCTION_INFO_V1(tasksched_owner_hash);
 Datum
 tasksched_owner_hash(PG_FUNCTION_ARGS)
 {
-	const char *name = owner_name(PG_GETARG_OWNER(0));
+	TaskOwner  *owner = PG_GETARG_OWNER(0);
 
-	return hash_any((const unsigned char *) name, strlen(name));
+	if (OidIsValid(owner->role))
+		return hash_uint32(owner->role);
+	return hash_any((const unsigned char *) owner->name, strlen(owner->name));
 }
