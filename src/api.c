@@ -494,7 +494,7 @@ tasksched_update_task(PG_FUNCTION_ARGS)
 		if (tasksched_row_lock(&task, LockWaitBlock) == ROW_LOCKED && task.status == STATUS_SCHEDULED)
 		{
 			tasksched_store_update_scheduled(&task, &change);
-			tasksched_wake_at_commit(WAKE_DUE, change.run_at);
+			tasksched_wake_at_commit(WAKE_DUE, change.run_at == DT_NOEND ? task.run_at : change.run_at);
 			PG_RETURN_BOOL(true);
 		}
 		before_next_look();

@@ -255,7 +255,7 @@ tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait)
 
 	/* from here on the scheduler passes it by; the time is that of the row that we hold */
 	if (result == ROW_LOCKED && !row->finished)
-		tasksched_wake_at_end(WAKE_DUE, row->status == STATUS_SCHEDULED ? row->run_at : DT_NOEND);
+		tasksched_wake_at_abort(row->status == STATUS_SCHEDULED ? row->run_at : DT_NOEND);
 	return result;
 }
 

@@ -120,7 +120,7 @@ extern bool tasksched_register_process(BackgroundWorker *worker, BackgroundWorke
  */
 extern void tasksched_wakeup_init(void);
 extern void tasksched_wake_at_commit(int flags, TimestampTz run_at);
-extern void tasksched_wake_at_end(int flags, TimestampTz run_at);
+extern void tasksched_wake_at_abort(TimestampTz run_at);
 extern void tasksched_tell_waiters_at_commit(const pg_uuid_t *id);
 extern void tasksched_new_databases_at_commit(void);
 extern void tasksched_learn_prepared(void);

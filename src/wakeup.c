@@ -45,8 +45,9 @@ static object_access_hook_type prev_object_access_hook = NULL;
 static struct
 {
 	Wake		wake;			/* at commit */
-	int			abort_flags;	/* also if it aborts */
-}			pending = {.wake = {.run_at = DT_NOEND}};
+	int			abort_flags;	/* if it aborts */
+	TimestampTz abort_run_at;
+}			pending = {.wake = {.run_at = DT_NOEND}, .abort_run_at = DT_NOEND};
 
 static TransactionId preparing = InvalidTransactionId;	/* between PRE_PREPARE and PREPARE */
 
@@ -58,23 +59,27 @@ static bool look_again = false;
  * ----------
  */
 
+static int
+later_flag(TimestampTz run_at)
+{
+	return run_at != DT_NOEND && run_at > GetCurrentTimestamp() ? WAKE_LATER : 0;
+}
+
 /* The scheduler shall hear of this if the current transaction commits */
 void
 tasksched_wake_at_commit(int flags, TimestampTz run_at)
 {
-	pending.wake.flags |= flags;
-	if (run_at != DT_NOEND && run_at > GetCurrentTimestamp())
-		pending.wake.flags |= WAKE_LATER;
+	pending.wake.flags |= flags | later_flag(run_at);
 	pending.wake.run_at = Min(pending.wake.run_at, run_at);
 	pending.wake.create = true;
 }
 
-/* Likewise, and also if it aborts, since it has locked a row */
+/* The current transaction has locked the row of a live task, and may leave it as it was */
 void
-tasksched_wake_at_end(int flags, TimestampTz run_at)
+tasksched_wake_at_abort(TimestampTz run_at)
 {
-	tasksched_wake_at_commit(flags, run_at);
-	pending.abort_flags |= WAKE_DUE | (pending.wake.flags & WAKE_LATER);
+	pending.abort_flags |= WAKE_DUE | later_flag(run_at);
+	pending.abort_run_at = Min(pending.abort_run_at, run_at);
 }
 
 /*
@@ -206,13 +211,14 @@ forget_pending(void)
 {
 	memset(&pending, 0, sizeof(pending));
 	pending.wake.run_at = DT_NOEND;
+	pending.abort_run_at = DT_NOEND;
 }
 
 static void
-tell(int flags)
+tell(int flags, TimestampTz run_at)
 {
 	if (flags != 0)
-		tasksched_database_wake(MyDatabaseId, pending.wake.create, flags, pending.wake.run_at);
+		tasksched_database_wake(MyDatabaseId, pending.wake.create, flags, run_at);
 }
 
 /* PREPARE TRANSACTION leaves to the end of the transaction what there is to tell */
@@ -225,6 +231,7 @@ xact_callback(XactEvent event, void *arg)
 
 		/* which of the two ends it comes to makes no difference */
 		wake.flags |= pending.abort_flags;
+		wake.run_at = Min(wake.run_at, pending.abort_run_at);
 		if (wake.flags == 0 && wake.waiters == 0 && !wake.new_databases)
 			return;
 		preparing = GetTopTransactionId();
@@ -244,10 +251,10 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, voi
 		return;
 
 	if (!isCommit)
-		tell(pending.abort_flags);
+		tell(pending.abort_flags, pending.abort_run_at);
 	else if (isTopLevel)
 	{
-		tell(pending.wake.flags);
+		tell(pending.wake.flags, pending.wake.run_at);
 		if (pending.wake.waiters != 0)
 			tasksched_waiters_tell(pending.wake.waiters);
 		if (pending.wake.new_databases)
