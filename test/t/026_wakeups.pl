@@ -67,20 +67,31 @@ sql($node, "BEGIN; SELECT tasksched.retry_task('$failed'); PREPARE TRANSACTION '
 sql($node, q{COMMIT PREPARED 'p'});
 wait_until($node, "SELECT status = 'failed' AND launch = 2 FROM tasksched.tasks WHERE id = '$failed'", 'one that was retried runs once more');
 
+# A due task that a session has locked before it could run: it waits
+sub lock_due
+{
+	my ($session, $locking) = @_;
+
+	sql($node, 'SELECT tasksched.pause_scheduler()');
+	$id = schedule($node, q{'note'});
+	$session->query('BEGIN; SELECT tasksched.' . sprintf($locking, $id));
+	return;
+}
+
+my $waiter = TaskschedSession->new($node);
 foreach my $locking (q{cancel_task('%s')}, q{delete_task('%s')}, q{update_task('%s', run_at => now() + interval '1 day')})
 {
-	$id = schedule($node, q{'note', delay => '1 s'});
-	sql($node, 'BEGIN; SELECT tasksched.' . sprintf($locking, $id) . q{; PREPARE TRANSACTION 'p'});
-	wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$id'", 'a task becomes due, locked');
+	lock_due($waiter, $locking);
+	$waiter->query(q{PREPARE TRANSACTION 'p'});
+	sql($node, 'SELECT tasksched.resume_scheduler()');
 	two_rounds();
-	is(status_of($node, $id), 'scheduled', 'it waits');
+	is(status_of($node, $id), 'scheduled', 'a due task that is locked waits');
 	sql($node, q{ROLLBACK PREPARED 'p'});
 	wait_for_status($node, $id, 'complete', "and runs after the rollback of $locking");
 }
 
 $id = schedule($node, q{'hold', 'never'});
 wait_for_running($node, $id, 'a task runs');
-my $waiter = TaskschedSession->new($node);
 $waiter->begin("SELECT status FROM tasksched.wait_for_task('$id')");
 wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'a session waits for it');
 sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'p'");
@@ -110,14 +121,17 @@ wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'wait
 $waiter->query('ROLLBACK');
 
 # PREPARE that fails leaves nothing, however often
-$id = schedule($node, q{'note', delay => '1 s'});
+lock_due($waiter, q{cancel_task('%s')});
+sql($node, 'SELECT tasksched.resume_scheduler()');
+two_rounds();
+is(status_of($node, $id), 'scheduled', 'a due task that is locked waits');
+$waiter->query(q{CREATE TEMP TABLE t (); PREPARE TRANSACTION 'p'});
+wait_for_status($node, $id, 'complete', 'and runs when PREPARE fails');
 my ($out, $err) = ('', '');
-$node->psql('postgres', "BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.cancel_task('$id'), pg_sleep(1.5); PREPARE TRANSACTION 'p';\n" .
-	  q{BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.schedule_task('note'); PREPARE TRANSACTION 'p';} x 150,
+$node->psql('postgres', q{BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.schedule_task('note'); PREPARE TRANSACTION 'p';} x 150,
 	stdout => \$out, stderr => \$err, on_error_stop => 0);
 my @refused = $err =~ /cannot PREPARE/g;
-is(scalar(@refused), 151, 'PREPARE fails again and again');
-wait_for_status($node, $id, 'complete', 'the task that was locked runs');
+is(scalar(@refused), 150, 'PREPARE fails again and again');
 sql($node, "BEGIN; SELECT tasksched.schedule_task('note', 'full $_'); PREPARE TRANSACTION 'full $_'") foreach (1 .. 4);
 sqlstate_is($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'full 5'); PREPARE TRANSACTION 'full 5'}, '53200', 'the server allows for no more');
 sql($node, "COMMIT PREPARED 'full $_'") foreach (1 .. 4);
@@ -146,15 +160,14 @@ wait_value($node, 'SELECT status FROM tasksched.tasks', 'complete', 'CREATE EXTE
 
 # a process of the server is killed: what was known of prepared transactions is lost
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'crash'); PREPARE TRANSACTION 'crash'});
-$id = schedule($node, q{'note', delay => '3 s'});
-sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'locks'");
+lock_due($waiter, q{cancel_task('%s')});
+$waiter->query(q{PREPARE TRANSACTION 'locks'});
 signal_process('KILL', $waiter->pid);
 $waiter->gone;
-wait_until($node, "SELECT now() > run_at + interval '0.5 s' AND pg_postmaster_start_time() < now() FROM tasksched.tasks WHERE id = '$id'",
-	'a locked task becomes due after a crash of the server');
-wait_value($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres' AND last_scan IS NOT NULL}, 'running', 'the scheduler is there again');
+wait_value($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres' AND last_scan IS NOT NULL}, 'paused', 'after a crash of the server the scheduler is there again');
+sql($node, 'SELECT tasksched.resume_scheduler()');
 two_rounds();
-is(status_of($node, $id), 'scheduled', 'it waits');
+is(status_of($node, $id), 'scheduled', 'a due task that is locked waits');
 sql($node, q{ROLLBACK PREPARED 'locks'});
 wait_for_status($node, $id, 'complete', 'and runs when the transaction is rolled back');
 foreach my $gid (qw(crash stays))
