@@ -311,8 +311,17 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId 
 static bool
 may_proceed(void)
 {
-	return tasksched_enabled && !tasksched_slot_must_quit() && !ConfigReloadPending &&
-		!tasksched_database_is_paused();
+	Action		action;
+
+	if (!tasksched_enabled || tasksched_slot_must_quit() || ConfigReloadPending ||
+		tasksched_database_is_paused())
+		return false;
+
+	/* the snapshot of the action may be an old one: leave it to prepare_launch() then */
+	if (IsolationUsesXactSnapshot())
+		return true;
+	AcceptInvalidationMessages();
+	return tasksched_task_blocked(current.row.action, my_args.owner, false, &action) == NULL;
 }
 
 /* What the launch comes to, from what the action returned and what it staged */
@@ -598,15 +607,17 @@ is_stale(void)
 }
 
 /*
- * Is the function still what the scheduler has found?  That was a moment ago,
- * or for a stage that goes on at once, a while.
+ * Is the function still what the scheduler has found?  That was a moment ago.  A
+ * stage that goes on at once has not been looked at by the scheduler.
  */
 static char *
 recheck_action(Action *action, bool found_now)
 {
 	Oid			owner = action->function_owner;
 
-	if (found_now && tasksched_action_unfit(action->function, action) == NULL &&
+	if (!found_now)
+		return tasksched_task_blocked(current.row.action, my_args.owner, false, action);
+	if (tasksched_action_unfit(action->function, action) == NULL &&
 		action->function_owner == owner)
 		return NULL;
 	return tasksched_action_blocked(current.row.action, action);

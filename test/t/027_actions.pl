@@ -341,6 +341,64 @@ $id = schedule($node, q{'deployed'});
 wait_for_status($node, $id, 'failed', 'such an error of a function that is there fails the task');
 
 # ---------------------------------------------------------------------------
+# Stages that may not go on
+# ---------------------------------------------------------------------------
+sql($node, <<'SQL');
+CREATE FUNCTION stage() RETURNS tasksched.outcome LANGUAGE plpgsql AS $$
+BEGIN
+	-- the scenario: stage after stage, until the test ends it
+	PERFORM pg_sleep(0.02);	-- gives way to other processes
+	IF (SELECT count(*) > 0 FROM public.gates WHERE gate = 'stage') THEN
+		RETURN tasksched.complete();
+	END IF;
+	RETURN tasksched.proceed();
+END $$;
+ALTER FUNCTION stage OWNER TO helper;
+SELECT tasksched.register_action('stage', 'public.stage');
+SQL
+foreach my $isolation ('read committed', 'serializable')
+{
+	sql($node, "ALTER ROLE owner SET default_transaction_isolation = '$isolation'");
+	$id = schedule_as('owner', q{'stage'});
+	foreach my $case (
+		[ 'REVOKE CONNECT ON DATABASE postgres FROM PUBLIC', 'GRANT CONNECT ON DATABASE postgres TO PUBLIC',
+			'the role that owns the task may not connect to the database' ],
+		[ q{SELECT tasksched.unregister_action('stage')}, q{SELECT tasksched.register_action('stage', 'public.stage')},
+			'no action "stage" is registered' ],
+		[ 'ALTER FUNCTION stage RENAME TO stage2', 'ALTER FUNCTION stage2 RENAME TO stage',
+			"the action's function public.stage() does not exist" ],
+		[ 'ALTER FUNCTION stage OWNER TO mallory', 'ALTER FUNCTION stage OWNER TO helper',
+			"the action's function public.stage() has got another owner since it was registered" ],
+		[ q{SELECT tasksched.pause_scheduler()}, q{SELECT tasksched.resume_scheduler()},
+			'the scheduler of this database is paused; see resume_scheduler()' ])
+	{
+		my ($break, $mend, $reason) = @$case;
+
+		wait_for_running($node, $id, "a chain of stages runs, $isolation");
+		sql($node, $break);
+		wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'", $reason, "held: $break");
+		sql($node, "$mend; SELECT tasksched.resume_scheduler()");
+	}
+	wait_for_running($node, $id, 'it goes on');
+	open_gate($node, 'stage');
+	wait_for_status($node, $id, 'complete', 'to its end');
+	is(field_of($node, $id, 'attempt, crashes'), '1|0', 'in one attempt');
+	sql($node, 'DELETE FROM gates');
+}
+
+# a limit that is lowered is kept by what goes on from stage to stage
+my @chains = map { schedule_as('owner', q{'stage'}) } 1 .. 3;
+wait_for_running($node, \@chains, 'three chains run');
+sql($node, 'ALTER SYSTEM SET tasksched.max_running_tasks = 1');
+$node->reload;
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}, 1, 'one is left after the limit was lowered');
+open_gate($node, 'stage');
+wait_for_status($node, $_, 'complete', 'each comes to its end') foreach @chains;
+sql($node, 'ALTER SYSTEM RESET tasksched.max_running_tasks');
+$node->reload;
+sql($node, 'ALTER ROLE owner RESET ALL');
+
+# ---------------------------------------------------------------------------
 # A deadlock over our tables is not the action's
 # ---------------------------------------------------------------------------
 my $reindex = TaskschedSession->new($node);
