@@ -1097,6 +1097,9 @@ connect_as_owner(void)
 	}
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
+	/* the server does so for sessions only, in a transaction as well */
+	if (ok)
+		process_session_preload_libraries();
 	tasksched_commit();
 	if (!ok)
 		proc_exit(0);			/* the scheduler will see the role as it is now */

@@ -69,7 +69,6 @@ sub wait_at
 
 sub release { my ($point) = @_; return sql($node, "SELECT fault_release('$point')"); }
 
-my $log;
 # ---------------------------------------------------------------------------
 # Whose the task is inside of its action
 # ---------------------------------------------------------------------------
@@ -397,6 +396,31 @@ wait_for_status($node, $_, 'complete', 'each comes to its end') foreach @chains;
 sql($node, 'ALTER SYSTEM RESET tasksched.max_running_tasks');
 $node->reload;
 sql($node, 'ALTER ROLE owner RESET ALL');
+
+# ---------------------------------------------------------------------------
+# What a worker loads
+# ---------------------------------------------------------------------------
+SKIP:
+{
+	skip 'auto_explain is not installed', 1 unless -e $node->config_data('--pkglibdir') . '/auto_explain.so';
+	sql($node, <<'SQL');
+ALTER ROLE owner SET session_preload_libraries = 'auto_explain';
+ALTER ROLE owner SET auto_explain.log_min_duration = 0;
+SQL
+	my $log = log_position($node);
+	$id = schedule_as('owner', q{'run_sql', } . to_run(q{SELECT count(*) AS seen_by_a_library FROM pg_class}));
+	wait_for_status($node, $id, 'complete', 'a task of a role with session_preload_libraries');
+	like(log_since($node, $log), qr/duration: .*seen_by_a_library/s, 'the library sees what it does');
+}
+my $log = log_position($node);
+sql($node, q{ALTER ROLE owner SET session_preload_libraries = 'no_such_library'});
+$id = schedule_as('owner', q{'note'});
+wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
+	'workers of the role that owns the task fail to start; see the server log', 'a library that is not there');
+like(log_since($node, $log), qr/could not access file "no_such_library"/, 'is told in the log');
+sql($node, 'ALTER ROLE owner RESET ALL');
+wait_for_status($node, $id, 'complete', 'without it, the task runs');
+is(field_of($node, $id, 'launch, attempt, crashes'), '1|1|0', 'and nothing was counted');
 
 # ---------------------------------------------------------------------------
 # A deadlock over our tables is not the action's
