@@ -19,13 +19,13 @@
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/tstoreReceiver.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "nodes/params.h"
-#include "parser/analyze.h"
-#include "parser/parse_func.h"
 #include "pgstat.h"
 #include "tcop/pquery.h"
 #include "tcop/tcopprot.h"
@@ -516,9 +516,9 @@ call_function(const Action *action, NullableDatum *args, int nargs, Outcome *out
 	PopActiveSnapshot();
 }
 
-/* The text of the CALL, and the types of its parameters */
+/* The text of the CALL, for people to read */
 static char *
-call_text(const Action *action, int nargs, Oid *types)
+call_text(const Action *action, int nargs)
 {
 	StringInfoData buf;
 	char	   *schema = get_namespace_name(get_func_namespace(action->function));
@@ -531,45 +531,70 @@ call_text(const Action *action, int nargs, Oid *types)
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "CALL %s(", quote_qualified_identifier(schema, name));
 	for (int i = 0; i < nargs; i++)
-	{
-		types[i] = i == 1 ? BOOLOID :
-			action->args == ARGS_PARAMS ? JSONBOID : tasksched_type_oid("task");
 		appendStringInfo(&buf, "%s$%d", i > 0 ? ", " : "", i + 1);
-	}
 	if (action->result != RESULT_VOID)
-		appendStringInfo(&buf, "%sNULL::%s", nargs > 0 ? ", " : "",
-						 action->result == RESULT_JSONB ? "pg_catalog.jsonb" : "tasksched.outcome");
+		appendStringInfo(&buf, "%sNULL", nargs > 0 ? ", " : "");
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
 }
 
-/* Parse and plan the CALL; its nodes are in the current memory context */
-static List *
-plan_call(const Action *action, const char *sql, Oid *types, int nargs)
+static Oid
+arg_type(const Action *action, int i)
 {
-	RawStmt    *raw = linitial_node(RawStmt, pg_parse_query(sql));
-	Query	   *query;
-	List	   *planned;
+	if (i == 1)
+		return BOOLOID;
+	return action->args == ARGS_PARAMS ? JSONBOID : tasksched_type_oid("task");
+}
 
-	PushActiveSnapshot(GetTransactionSnapshot());
-	query = parse_analyze_fixedparams(raw, sql, types, nargs, NULL);
-	planned = pg_plan_queries(list_make1(query), sql, 0, NULL);
-	PopActiveSnapshot();
+/*
+ * Make the CALL, in the current memory context.  It is not parsed: a name may stand
+ * for many procedures, and the owner of the task may lack the right to look up names
+ * in the procedure's schema or in ours.  As with a function, all that it needs is
+ * EXECUTE, which the server checks.
+ */
+static List *
+plan_call(const Action *action, const char *sql, int nargs)
+{
+	CallStmt   *call = makeNode(CallStmt);
+	Query	   *query = makeNode(Query);
+	List	   *args = NIL;
 
-	/* a name may stand for many procedures, but we mean this one */
-	if (castNode(CallStmt, query->utilityStmt)->funcexpr->funcid != action->function)
-		ereport(ERROR,
-				(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
-				 errmsg("\"%s\" does not call the procedure that is registered", sql)));
-	return planned;
+	for (int i = 0; i < nargs; i++)
+	{
+		Param	   *param = makeNode(Param);
+
+		param->paramkind = PARAM_EXTERN;
+		param->paramid = i + 1;
+		param->paramtype = arg_type(action, i);
+		param->paramtypmod = -1;
+		param->location = -1;
+		args = lappend(args, param);
+	}
+	if (action->result != RESULT_VOID)
+	{
+		Oid			type = action->result == RESULT_JSONB ? JSONBOID : tasksched_type_oid("outcome");
+
+		args = lappend(args, makeNullConst(type, -1, InvalidOid));
+		call->outargs = list_make1(makeNullConst(type, -1, InvalidOid));
+	}
+	call->funcexpr = makeFuncExpr(action->function,
+								  action->result == RESULT_VOID ? VOIDOID : RECORDOID,
+								  args, InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
+
+	query->commandType = CMD_UTILITY;
+	query->querySource = QSRC_ORIGINAL;
+	query->canSetTag = true;
+	query->utilityStmt = (Node *) call;
+	/* so that pg_stat_statements counts it, as it does any CALL */
+	query->queryId = hash_bytes_extended((const unsigned char *) sql, strlen(sql), 0);
+	return pg_plan_queries(list_make1(query), sql, 0, NULL);
 }
 
 static void
 call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *outcome, MemoryContext cxt)
 {
 	MemoryContext old = MemoryContextSwitchTo(cxt);
-	Oid			types[2];
-	char	   *sql = call_text(action, nargs, types);
+	char	   *sql = call_text(action, nargs);
 	ParamListInfo params = makeParamList(nargs);
 	Tuplestorestate *store;
 	DestReceiver *dest = CreateTuplestoreDestReceiver();
@@ -581,7 +606,7 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 		params->params[i].value = args[i].value;
 		params->params[i].isnull = args[i].isnull;
 		params->params[i].pflags = PARAM_FLAG_CONST;
-		params->params[i].ptype = types[i];
+		params->params[i].ptype = arg_type(action, i);
 	}
 	/* all in memory: a file would be owned by a transaction that may have ended */
 	store = tuplestore_begin_heap(false, false, MAX_KILOBYTES);
@@ -590,7 +615,7 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 	portal = CreatePortal("", true, true);
 	portal->visible = false;
 	PortalDefineQuery(portal, NULL, sql, CMDTAG_CALL,
-					  plan_call(action, sql, types, nargs), NULL);
+					  plan_call(action, sql, nargs), NULL);
 	PortalStart(portal, params, 0, InvalidSnapshot);
 	(void) PortalRun(portal, FETCH_ALL, true, dest, dest, &qc);
 

@@ -307,7 +307,10 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId 
  * ----------
  */
 
-/* May a stage go on at once in this worker? */
+/*
+ * May a stage go on at once in this worker?  Ask what the scheduler asks before a
+ * claim.  It is the scheduler, too, who sees to a lower limit: that comes by a reload.
+ */
 static bool
 may_proceed(void)
 {

@@ -340,6 +340,40 @@ $id = schedule($node, q{'deployed'});
 wait_for_status($node, $id, 'failed', 'such an error of a function that is there fails the task');
 
 # ---------------------------------------------------------------------------
+# Procedures are called by what they are, not by their names
+# ---------------------------------------------------------------------------
+sql($node, <<'SQL');
+CREATE SCHEMA "odd "".schema$1";
+CREATE PROCEDURE "odd "".schema$1"."odd ""(name"(IN params jsonb, INOUT o tasksched.outcome) LANGUAGE plpgsql AS $$
+BEGIN
+	COMMIT;
+	o.status := 'complete'; o.result := params;
+END $$;
+CREATE PROCEDURE "odd "".schema$1".plain(IN task tasksched.task, IN first_launch boolean, INOUT o jsonb) LANGUAGE plpgsql AS $$
+BEGIN COMMIT; o := to_jsonb(task.action || first_launch); END $$;
+CREATE PROCEDURE "odd "".schema$1".plain(IN params jsonb) LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;
+-- both are called by the same words
+CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, INOUT o jsonb) LANGUAGE plpgsql AS $$ BEGIN o := '"inout"'; END $$;
+CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, OUT o jsonb) LANGUAGE plpgsql AS $$ BEGIN o := '"out"'; END $$;
+SELECT tasksched.register_action('odd', '"odd "".schema$1"."odd ""(name"(jsonb, tasksched.outcome)');
+SELECT tasksched.register_action('plain_jsonb', '"odd "".schema$1".plain(tasksched.task, boolean, jsonb)');
+SELECT tasksched.register_action('plain_params', '"odd "".schema$1".twice(jsonb, jsonb)');
+SELECT tasksched.pause_scheduler();
+SQL
+my %procedures = (odd => '{"a": 1}', plain_jsonb => '"plain_jsonbtrue"', plain_params => '"inout"');
+my %ids = map { $_ => schedule_as('owner', "'$_', params => '{\"a\": 1}'") } keys %procedures;
+sql($node, q{SELECT tasksched.revoke_usage('owner'); SELECT tasksched.resume_scheduler()});
+foreach my $action (sort keys %procedures)
+{
+	wait_for_status($node, $ids{$action}, 'complete', "$action runs without the right to schedule, or to use its schema");
+	is(field_of($node, $ids{$action}, 'result'), $procedures{$action}, 'and gives its result');
+}
+sql($node, q{REVOKE EXECUTE ON PROCEDURE "odd "".schema$1"."odd ""(name" FROM PUBLIC; SELECT tasksched.grant_usage('owner')});
+$id = schedule_as('owner', q{'odd'});
+wait_for_status($node, $id, 'failed', 'but not without EXECUTE');
+is(field_of($node, $id, q{error_details->>'sqlstate'}), '42501', 'for lack of privilege');
+
+# ---------------------------------------------------------------------------
 # Stages that may not go on
 # ---------------------------------------------------------------------------
 sql($node, <<'SQL');
