@@ -34,3 +34,19 @@ COMMENT ON FUNCTION @extschema@._name_only(@extschema@.task_owner) IS 'internal:
 
 ALTER TABLE @extschema@.registered_actions DROP CONSTRAINT registered_actions_action_check;
 ALTER TABLE @extschema@.registered_actions ADD CONSTRAINT registered_actions_action_check CHECK (action <> '');
+
+/*
+ * Views: a task that is finished as well is held
+ */
+
+CREATE OR REPLACE VIEW blocked_tasks WITH (security_barrier) AS
+	SELECT t.id, t.action, t.resource_id, t.owner, t.run_at, r.reason
+	FROM @extschema@.live t,
+		LATERAL (SELECT CASE WHEN EXISTS (SELECT FROM @extschema@.finished f WHERE f.id = t.id)
+			THEN 'the task is finished as well, so it came from a dump; see adopt_tasks() and delete_task()'
+			ELSE @extschema@._blocked_reason(t.action, t.owner, t.installation, t.database) END AS reason OFFSET 0) r
+	WHERE (t.status = 'scheduled' AND t.run_at <= pg_catalog.clock_timestamp()
+			OR t.status = 'active' AND NOT EXISTS (
+				SELECT FROM @extschema@._running_tasks() w WHERE w.task_id = t.id))
+		AND r.reason IS NOT NULL
+		AND @extschema@._may_monitor(t.owner);

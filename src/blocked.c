@@ -4,13 +4,16 @@
  *
  * The scheduler asks before it claims a task, since what goes wrong in a worker
  * before the action begins can't be told anybody but the server log; the view
- * blocked_tasks shows the answers.
+ * blocked_tasks shows the answers.  The view itself sees that a task is finished as
+ * well, which the scheduler finds out as it claims it.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "access/xlog.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -78,6 +81,121 @@ scheduler_blocked(Oid owner)
 	return NULL;
 }
 
+/* The tasks of a role that have a worker */
+typedef struct Share
+{
+	Oid			role;			/* InvalidOid = all whom the caller may not know, or who are not named */
+	int			n;
+} Share;
+
+/* Roles that are named as those who have the places */
+#define NAMED_ROLES 3
+
+/* Those that have most come first, and whoever is not named comes last */
+static int
+compare_shares(const void *a, const void *b)
+{
+	const Share *x = a;
+	const Share *y = b;
+
+	if (OidIsValid(x->role) != OidIsValid(y->role))
+		return OidIsValid(x->role) ? -1 : 1;
+	return x->n != y->n ? y->n - x->n : (int) (x->role > y->role) - (int) (x->role < y->role);
+}
+
+/* May the caller know that this role has a task that runs? */
+static bool
+may_know(Oid role)
+{
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) || tasksched_role_visible(role);
+}
+
+static void
+add_share(Share *shares, int *n, Oid role)
+{
+	int			i = 0;
+
+	while (i < *n && shares[i].role != role)
+		i++;
+	if (i == *n)
+		shares[(*n)++] = (Share) {.role = role};
+	shares[i].n++;
+}
+
+/* Who has the places, in words */
+static char *
+describe_shares(Share *shares, int n)
+{
+	StringInfoData buf;
+	int			others = 0;
+
+	qsort(shares, n, sizeof(Share), compare_shares);
+	initStringInfo(&buf);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *name = i < NAMED_ROLES && OidIsValid(shares[i].role) ?
+			GetUserNameFromId(shares[i].role, true) : NULL;
+
+		if (name == NULL)
+			others += shares[i].n;
+		else
+			appendStringInfo(&buf, "%s%s: %d", buf.len > 0 ? ", " : "", name, shares[i].n);
+	}
+	if (others > 0)
+		appendStringInfo(&buf, _("%sother roles: %d"), buf.len > 0 ? ", " : "", others);
+	return buf.data;
+}
+
+/* Are all places for running tasks of this database taken?  Says so, and by whom; NULL if one is free */
+static char *
+places_taken(void)
+{
+	int			nslots;
+	TaskSlot   *slots;
+	Share	   *shares;
+	int			nshares = 0;
+	int			running = 0;
+
+	if (tasksched_max_running_tasks == 0)
+		return pstrdup(_("tasksched.max_running_tasks is 0"));
+	slots = tasksched_slots_copy(MyDatabaseId, &nslots);
+	shares = palloc(nslots * sizeof(Share));
+	for (int i = 0; i < nslots; i++)
+	{
+		if (slots[i].state != SLOT_READY && slots[i].state != SLOT_RUNNING)
+			continue;
+		running++;
+		add_share(shares, &nshares, may_know(slots[i].owner) ? slots[i].owner : InvalidOid);
+	}
+	if (running < tasksched_max_running_tasks)
+		return NULL;
+	return psprintf(_("all places for running tasks are taken (%s); see running_tasks and tasksched.max_running_tasks"),
+					describe_shares(shares, nshares));
+}
+
+/* What places_taken() has said, once in a statement */
+typedef struct PlacesNote
+{
+	char	   *reason;
+} PlacesNote;
+
+static const char *
+places_taken_once(FmgrInfo *flinfo)
+{
+	PlacesNote *note = flinfo->fn_extra;
+
+	if (note == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(flinfo->fn_mcxt);
+
+		note = palloc(sizeof(PlacesNote));
+		note->reason = places_taken();
+		flinfo->fn_extra = note;
+		MemoryContextSwitchTo(old);
+	}
+	return note->reason;
+}
+
 PG_FUNCTION_INFO_V1(tasksched_blocked_reason_sql);
 Datum
 tasksched_blocked_reason_sql(PG_FUNCTION_ARGS)
@@ -98,6 +216,8 @@ tasksched_blocked_reason_sql(PG_FUNCTION_ARGS)
 	reason = tasksched_task_blocked(action, owner, foreign, &found);
 	if (reason == NULL)
 		reason = scheduler_blocked(owner);
+	if (reason == NULL)
+		reason = places_taken_once(fcinfo->flinfo);
 	if (reason == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(reason));

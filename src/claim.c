@@ -32,7 +32,8 @@
 /* A worker is started so long before the due time of its task */
 #define LEAD_US INT64CONST(100000)
 
-/* Tasks looked at in one query */
+/* Tasks looked at in one query, at the least and at the most */
+#define PEEK_ROWS_MIN 8
 #define PEEK_ROWS 64
 
 /*
@@ -514,15 +515,18 @@ look_on(Claims *claims, Queue *queue, QueuePlace *cursor, int max_cost)
 	Candidate  *candidates = palloc(PEEK_ROWS * sizeof(Candidate));
 	QueuePlace	from = *cursor;
 	Look		look = {.all_done = true};
-	int			n;
+	int			wanted = Min(Max(2 * claims->capacity, PEEK_ROWS_MIN), PEEK_ROWS);
 
 	max_cost += claims->cost;
 	do
 	{
+		int			n;
 		int			done;
 
 		CHECK_FOR_INTERRUPTS();
-		n = tasksched_store_peek(queue->priority, &from, claims->now + LEAD_US, PEEK_ROWS, candidates);
+		n = tasksched_store_peek(queue->priority, &from, claims->now + LEAD_US, wanted, candidates);
+		look.to_the_end = n < wanted;
+		wanted = PEEK_ROWS;
 		claims->cost += n;
 		done = deal_with(claims, queue, candidates, n);
 		if (look.all_done && done > 0)
@@ -536,8 +540,8 @@ look_on(Claims *claims, Queue *queue, QueuePlace *cursor, int max_cost)
 			look.beyond = true;
 			max_cost += FRONTIER_ROWS;
 		}
-	} while (n == PEEK_ROWS && claims->capacity > 0 && claims->cost < max_cost);
-	look.to_the_end = n < PEEK_ROWS && claims->capacity > 0;
+	} while (!look.to_the_end && claims->capacity > 0 && claims->cost < max_cost);
+	look.to_the_end &= claims->capacity > 0;
 	pfree(candidates);
 
 	/* what there is further on can be looked at at once */
