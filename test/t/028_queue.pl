@@ -91,8 +91,10 @@ wait_for_status($node, $_, 'complete', 'the tasks complete') foreach (@running, 
 # ---------------------------------------------------------------------------
 # A role that has very many blocked tasks, and changes one again and again
 # ---------------------------------------------------------------------------
+sql($node, q{SELECT tasksched.pause_scheduler(), tasksched.register_action(a, 'note') FROM unnest('{unregistered,late}'::text[]) a});
 schedule_many('unregistered', 200_000, 'blocked');
 my $late = schedule($node, q{'late'});
+sql($node, q{SELECT tasksched.unregister_action(a) FROM unnest('{unregistered,late}'::text[]) a; SELECT tasksched.resume_scheduler()});
 sql($node, 'CREATE TABLE stop (yes boolean)');
 $session->begin(<<'EOT');
 DO $$
