@@ -292,6 +292,30 @@ tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row)
 	return find_place(TABLE_FINISHED, id, row);
 }
 
+/* The row of a launch that holds its task, as the active snapshot sees it; else NULL */
+static HeapTuple
+find_held(Relation live, const TaskRef *task)
+{
+	HeapTuple	tuple = find_version(live, TABLE_LIVE, &task->id, GetActiveSnapshot());
+
+	if (HeapTupleIsValid(tuple) &&
+		tasksched_status_from_datum(get_set_column(live, tuple, "status")) == STATUS_ACTIVE &&
+		DatumGetInt32(get_set_column(live, tuple, "launch")) == task->launch)
+		return tuple;
+	return NULL;
+}
+
+/* Does the launch hold its task? */
+bool
+tasksched_row_holds(const TaskRef *task)
+{
+	Relation	rel = open_table(TABLE_LIVE, AccessShareLock);
+	bool		holds = HeapTupleIsValid(find_held(rel, task));
+
+	table_close(rel, NoLock);
+	return holds;
+}
+
 /*
  * Read the task of a launch under the active snapshot, into the caller's memory
  * context; false if the launch no longer holds it.
@@ -301,15 +325,11 @@ tasksched_row_read(const TaskRef *task, TaskRow *row)
 {
 	Relation	rel;
 	HeapTuple	tuple;
-	bool		found;
 
 	tasksched_extension_check();
 	rel = open_table(TABLE_LIVE, AccessShareLock);
-	tuple = find_version(rel, TABLE_LIVE, &task->id, GetActiveSnapshot());
-	found = HeapTupleIsValid(tuple) &&
-		tasksched_status_from_datum(get_set_column(rel, tuple, "status")) == STATUS_ACTIVE &&
-		DatumGetInt32(get_set_column(rel, tuple, "launch")) == task->launch;
-	if (found)
+	tuple = find_held(rel, task);
+	if (HeapTupleIsValid(tuple))
 	{
 		Datum		params = get_column(rel, tuple, "params", &row->params_null);
 
@@ -320,5 +340,5 @@ tasksched_row_read(const TaskRef *task, TaskRow *row)
 		row->task = task_datum(rel, tuple);
 	}
 	table_close(rel, NoLock);
-	return found;
+	return HeapTupleIsValid(tuple);
 }

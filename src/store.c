@@ -88,7 +88,6 @@ typedef enum StoreQuery
 	Q_PUT_BACK,
 	Q_ACTIVE,
 	Q_BRING_FORWARD,
-	Q_SUPERSEDED,
 	Q_STUCK,
 	Q_PURGE,
 	Q_CHECKPOINT,
@@ -245,12 +244,6 @@ static const QueryText queries[NUM_QUERIES] = {
 		"SELECT ctid FROM tasksched.live WHERE status = 'scheduled' AND run_at > $1 AND run_at <= updated_at "
 		"LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
 		{TIMESTAMPTZOID, INT8OID}
-	},
-	[Q_SUPERSEDED] = {
-		/* one index look-up for each */
-		"SELECT r.id, r.launch FROM unnest($1, $2) r(id, launch) WHERE ("
-		"SELECT t.id FROM tasksched.live t WHERE t.id = r.id AND t.launch = r.launch AND t." IS_ACTIVE ") IS NULL",
-		{UUIDARRAYOID, INT4ARRAYOID}
 	},
 	[Q_STUCK] = {
 		"SELECT id, action FROM tasksched.live WHERE status = 'active' AND updated_at < $1 "
@@ -939,16 +932,6 @@ tasksched_store_next_due(int16 priority, TimestampTz after)
 	return next;
 }
 
-static ArrayType *
-uuid_array(const pg_uuid_t *ids, int n, Size stride)
-{
-	Datum	   *elems = palloc(Max(n, 1) * sizeof(Datum));
-
-	for (int i = 0; i < n; i++)
-		elems[i] = UUIDPGetDatum((const pg_uuid_t *) ((const char *) ids + i * stride));
-	return construct_array(elems, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
-}
-
 /* Copy (id, launch) rows */
 static void
 copy_refs(TaskRef *refs, int n)
@@ -1104,23 +1087,19 @@ tasksched_store_bring_forward(int limit)
 	return (int) execute(Q_BRING_FORWARD, &args);
 }
 
-/* Which of these launches no longer hold their tasks */
+/* Which of these launches no longer hold their tasks, as the active snapshot sees it */
 int
 tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded)
 {
-	Args		args = {0};
-	Entered		saved;
-	Datum	   *launches = palloc(Max(n, 1) * sizeof(Datum));
+	int			nsuperseded = 0;
 
+	tasksched_extension_check();
 	for (int i = 0; i < n; i++)
-		launches[i] = Int32GetDatum(tasks[i].launch);
-	enter(&saved);
-	add_pointer(&args, uuid_array(&tasks->id, n, sizeof(TaskRef)));
-	add_pointer(&args, construct_array(launches, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
-	n = (int) run(Q_SUPERSEDED, &args);
-	copy_refs(superseded, n);
-	leave(&saved);
-	return n;
+	{
+		if (!tasksched_row_holds(&tasks[i]))
+			superseded[nsuperseded++] = tasks[i];
+	}
+	return nsuperseded;
 }
 
 /* The tasks that have seen no update for longer than tasksched.stuck_after */

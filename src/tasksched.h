@@ -476,6 +476,7 @@ extern bool tasksched_row_get(const pg_uuid_t *id, bool latest, Datum *task);
 extern RowLock tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait);
 extern bool tasksched_row_find_live(const pg_uuid_t *id, TaskLookup *row);
 extern bool tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row);
+extern bool tasksched_row_holds(const TaskRef *task);
 extern bool tasksched_row_read(const TaskRef *task, TaskRow *row);
 
 /* ----------

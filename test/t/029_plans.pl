@@ -114,6 +114,8 @@ sub check_plans
 		my $query = $explained->{'Query Text'} // '';
 
 		next if $query !~ /\btasksched\.(live|finished|tasks)\b/ || $query =~ /the test's own/;
+		# a scan reads all that is active, once
+		next if $query =~ /^SELECT id, \w+ FROM tasksched\.live WHERE status = 'active' AND/;
 		$faults{"$_: $query"}++ foreach faults_of($explained->{Plan});
 	}
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
@@ -200,7 +202,7 @@ foreach my $statistics (
 	do_everything($name);
 	my @plans = check_plans($position, $name);
 	foreach my $statement ('UPDATE tasksched.live SET status = \'active\'', 'SELECT id, run_at, owner::oid', 'DELETE FROM tasksched.finished WHERE ctid',
-		'DELETE FROM tasksched.live WHERE', 'INSERT INTO tasksched.finished', 'SELECT r.id, r.launch')
+		'DELETE FROM tasksched.live WHERE', 'INSERT INTO tasksched.finished')
 	{
 		ok(scalar(grep { index($_->{'Query Text'}, $statement) >= 0 } @plans), "$name: there is a plan of $statement");
 	}
