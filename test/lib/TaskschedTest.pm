@@ -208,7 +208,8 @@ sub tell_state
 		'SELECT * FROM tasksched.status',
 		"SELECT pid, datname, usename, backend_type, state, wait_event, query FROM pg_stat_activity WHERE backend_type ~ '^(tasksched|client)'")
 	{
-		my ($stdout, $stderr) = try_sql($node, $query, db => $db);
+		# what failed may be that somebody has locked the tables
+		my ($stdout, $stderr) = try_sql($node, "SET lock_timeout = '2s'; $query", db => $db);
 
 		diag("$query;\n$stdout$stderr");
 	}
