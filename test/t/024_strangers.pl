@@ -168,7 +168,7 @@ others_run(q{a stranger's transaction});
 $stranger->query('ROLLBACK');
 
 # and that of somebody who may
-$stranger->query('RESET ROLE; BEGIN; ALTER FUNCTION note DEPENDS ON EXTENSION tasksched');
+$stranger->query(q{RESET ROLE; SET lock_timeout = '10s'; BEGIN; ALTER FUNCTION note DEPENDS ON EXTENSION tasksched});
 is(sql($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_extension'::regclass AND mode = 'AccessExclusiveLock'}),
 	1, 'somebody has locked the extension');
 others_run('the locked extension');
