@@ -311,13 +311,14 @@ EOT
 		push @sessions, $session;
 	}
 	wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete', 'a task of yet another database runs', 'other');
+	# all gates first: the tasks of one database may take all workers
+	open_gate($node, 'gate', $_) foreach @greedy;
 	$_->query('COMMIT') foreach @sessions;
 	$_->quit foreach @sessions;
 	foreach (@ids)
 	{
 		my ($db, @batch) = @$_;
 
-		open_gate($node, 'gate', $db);
 		wait_for_status($node, $_, 'complete', "unlocked: the tasks of $db go on", $db) foreach @batch;
 	}
 	$node->stop;
