@@ -550,7 +550,8 @@ tasksched_database_attach(Oid dboid)
 	if (result)
 	{
 		pqsignal(SIGTERM, handle_sigterm);
-		before_shmem_exit(database_detach, 0);
+		/* after the connection has gone: a command that needs the database waits for this */
+		on_shmem_exit(database_detach, 0);
 	}
 	return result;
 }
@@ -1337,7 +1338,7 @@ tasksched_slot_attach(int i, uint32 generation)
 	{
 		tasksched_crash_attach(i);
 		pqsignal(SIGTERM, handle_sigterm);
-		before_shmem_exit(slot_detach, 0);
+		on_shmem_exit(slot_detach, 0);	/* see tasksched_database_attach() */
 	}
 	return result;
 }
