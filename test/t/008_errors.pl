@@ -154,16 +154,16 @@ $session->query('BEGIN; LOCK TABLE parents');
 fails_with($pid, q{SET lock_timeout = '50ms'; LOCK TABLE parents}, '55P03', 'lock_timeout');
 $session->query('ROLLBACK');
 
-# A deadlock between an action and update_task.  The action looks for it first.
+# A deadlock between an action and update_task.  The action comes last, and looks for it.
+my $gate = TaskschedSession->new($node);
+$gate->query(q{SELECT pg_advisory_lock(hashtext('far'))});
 my $far = schedule($node, q{'note', delay => '1 day'});
 $session->query(qq{SET deadlock_timeout = '1h'; BEGIN; SELECT tasksched.update_task('$far', result => '1')});
-my $gate = TaskschedSession->new($node);
-$gate->query(q{SELECT pg_advisory_lock(hashtext('other waits'))});
 my $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
-	"UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('other waits'); SELECT tasksched.update_task('$far', result => '2')"));
+	"UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('far'); SELECT tasksched.update_task('$far', result => '2')"));
 wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1, 'an action holds a row');
 $session->begin('UPDATE stock SET n = 2 WHERE item = 1; COMMIT');
-wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session waits for it');
+wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session that has changed a task waits for that row');
 $gate->query('SELECT pg_advisory_unlock_all()');
 wait_for_status($node, $id, 'failed', 'a deadlock between an action and update_task fails the one that finds it');
 is(field_of($node, $id, q{error_details->>'sqlstate'}), '40P01', 'as a deadlock');
