@@ -224,7 +224,7 @@ $waiter->begin("SELECT status FROM tasksched.wait_for_task('$awaited')");
 wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'a session waits');
 wake_again_and_again($other, 100);
 my $used = memory_used($waiter);
-wake_again_and_again($other, 3000);
+wake_again_and_again($other, 1000);
 cmp_ok(memory_used($waiter) - $used, '<', 10_000, 'it needs no more memory');
 sql($node, "SELECT tasksched.cancel_task('$awaited'), tasksched.cancel_task('$other'), tasksched.resume_scheduler()");
 is($waiter->end, 'cancelled', 'it hears of its task');
@@ -300,6 +300,8 @@ EOT
 sub pause_at
 {
 	my ($point, $pause) = @_;
+
+	wait_for_status($node, schedule($node, q{'note'}), 'complete', 'a worker is there');
 	my $task = sql($node, "SELECT tasksched.schedule_task('note') FROM fault_arm('$point', 'stop')");
 
 	wait_for_stop($point);
@@ -326,6 +328,23 @@ foreach my $point ('tasks reaped', 'task claimed', 'task taken', 'task read')
 	wait_for_status($node, $_, 'complete', 'when it is resumed, it runs') foreach @tasks;
 	is(sql($node, "SELECT string_agg(launch::text, ' ') FROM runs WHERE id = '$_'"), 1, 'in its first launch') foreach @tasks;
 }
+
+# a scheduler that has not seen the pause yet is not needed for that
+wait_for_status($node, schedule($node, q{'note'}), 'complete', 'a worker is there');
+my @held = (sql($node, q{SELECT tasksched.schedule_task('note') FROM fault_arm('task read', 'stop')}));
+$pid = wait_for_stop('task read');
+push @held, sql($node, q{SELECT tasksched.schedule_task('note') FROM fault_arm('tasks reaped', 'stop')});
+wait_for_stop('tasks reaped');
+sql($node, $pause);
+is(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}), 'paused', 'status says so before the scheduler has seen it');
+sql($node, q{SELECT fault_release('task read')});
+process_gone($pid);
+is(sql($node, q{SELECT count(*) FROM runs WHERE id = '} . $held[0] . q{'}), 0, 'a worker does not begin its task');
+sql($node, q{SELECT fault_release('tasks reaped')});
+wait_value($node, 'SELECT count(*) FROM tasksched.live WHERE status = \'scheduled\' AND launch = 0 AND id IN (' . join(', ', map { "'$_'" } @held) . ')',
+	2, 'both tasks are as they were before');
+sql($node, 'SELECT tasksched.resume_scheduler()');
+wait_for_status($node, $_, 'complete', 'when it is resumed, it runs') foreach @held;
 
 # a pause in a prepared transaction; one that is taken back
 $id = pause_at('task read', [ "BEGIN; $pause; PREPARE TRANSACTION 'p'", q{COMMIT PREPARED 'p'} ]);
