@@ -706,6 +706,9 @@ pin_settings(void)
 		{"plan_cache_mode", "force_generic_plan"},
 		{"enable_sort", "off"},	/* queues are read in the order of their index */
 		{"enable_bitmapscan", "off"},
+		{"enable_indexscan", "on"},
+		{"enable_indexonlyscan", "on"},
+		{"enable_tidscan", "on"},	/* claims go by place */
 	};
 
 	tasksched_pin_transactions();
