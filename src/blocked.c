@@ -124,7 +124,7 @@ add_share(Share *shares, int *n, Oid role)
 
 /* Who has the places, in words */
 static char *
-describe_shares(Share *shares, int n)
+describe_shares(Share *shares, int n, int locked)
 {
 	StringInfoData buf;
 	int			others = 0;
@@ -139,10 +139,15 @@ describe_shares(Share *shares, int n)
 		if (name == NULL)
 			others += shares[i].n;
 		else
+		{
+			tasksched_text_mask(name);
 			appendStringInfo(&buf, "%s%s: %d", buf.len > 0 ? ", " : "", name, shares[i].n);
+		}
 	}
 	if (others > 0)
 		appendStringInfo(&buf, _("%sother roles: %d"), buf.len > 0 ? ", " : "", others);
+	if (locked > 0)
+		appendStringInfo(&buf, _("%sended, but locked by other transactions: %d"), buf.len > 0 ? ", " : "", locked);
 	return buf.data;
 }
 
@@ -153,8 +158,10 @@ places_taken(void)
 	int			nslots;
 	TaskSlot   *slots;
 	Share	   *shares;
+	TaskDatabase db;
 	int			nshares = 0;
 	int			running = 0;
+	int			locked = tasksched_database_copy(MyDatabaseId, &db) ? db.nlocked : 0;
 
 	if (tasksched_max_running_tasks == 0)
 		return pstrdup(_("tasksched.max_running_tasks is 0"));
@@ -162,15 +169,16 @@ places_taken(void)
 	shares = palloc(nslots * sizeof(Share));
 	for (int i = 0; i < nslots; i++)
 	{
+		locked += slots[i].state == SLOT_DEAD;
 		if (slots[i].state != SLOT_READY && slots[i].state != SLOT_RUNNING)
 			continue;
 		running++;
 		add_share(shares, &nshares, may_know(slots[i].owner) ? slots[i].owner : InvalidOid);
 	}
-	if (running < tasksched_max_running_tasks)
+	if (running + locked < tasksched_max_running_tasks)
 		return NULL;
 	return psprintf(_("all places for running tasks are taken (%s); see running_tasks and tasksched.max_running_tasks"),
-					describe_shares(shares, nshares));
+					describe_shares(shares, nshares, locked));
 }
 
 /* What places_taken() has said, once in a statement */

@@ -547,7 +547,7 @@ report(void)
 
 	tasksched_failing_owners(owners, MAX_FAILING_OWNERS);
 	tasksched_database_report(tasksched_enabled && !paused ? tasksched_queues_next_due() : DT_NOEND,
-							  last_scan, is_busy(), tasksched_round.lack, owners);
+							  last_scan, is_busy(), nlocked, tasksched_round.lack, owners);
 }
 
 /* One round */

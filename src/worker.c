@@ -1083,6 +1083,8 @@ connect_as_owner(void)
 
 	tasksched_connect_as(my_args.dboid, my_args.owner, my_args.superuser);
 	tasksched_pin_timeouts();
+	/* an error of an action is no crash, even if errors end the sessions of its role */
+	SetConfigOption("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
 
 	tasksched_begin();

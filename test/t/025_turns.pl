@@ -266,6 +266,8 @@ EOT
 	my @more = map { schedule($node, q{'hold', resource_id => 'more'}, 'greedy') } 1 .. 4;
 	wait_for_running($node, [ @more[0 .. 2] ], 'three more fit in the limit', 'greedy');
 	is(status_of($node, $more[3], 'greedy'), 'scheduled', 'a fourth one waits');
+	wait_until($node, "SELECT reason ~ 'all places .*ended, but locked by other transactions: 12' FROM tasksched.blocked_tasks WHERE id = '$more[3]'",
+		'with the reason', 'greedy');
 	$session->query('ROLLBACK');
 	open_gate($node, $_, 'greedy') foreach qw(gate more);
 	wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}, 0, 'rolled back: all go on', 'greedy');

@@ -459,6 +459,13 @@ is(field_of($node, $id, 'launch, attempt, crashes'), '1|1|0', 'and nothing was c
 # ---------------------------------------------------------------------------
 # A deadlock over our tables is not the action's
 # ---------------------------------------------------------------------------
+# Errors are no crashes, even if they end the sessions of the role
+sql($node, q{ALTER DATABASE postgres SET exit_on_error = on});
+$id = schedule($node, q{'raising', params => '{"message": "no crash"}'});
+wait_for_status($node, $id, 'failed', 'exit_on_error: the task fails');
+is(field_of($node, $id, 'error, crashes'), 'no crash|0', 'with its error, and no crash is counted');
+sql($node, q{ALTER DATABASE postgres RESET exit_on_error});
+
 my $reindex = TaskschedSession->new($node);
 sql($node, <<'SQL');
 CREATE FUNCTION read_tasks() RETURNS void LANGUAGE plpgsql AS $$
