@@ -264,18 +264,24 @@ tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait)
  * ----------
  */
 
-/* Where the row of a task lies now; false if there is none */
+/*
+ * Where the row of a task lies now; false if there is none.  SnapshotSelf would not
+ * do: a row that is updated between our looks at the index and at the table would
+ * not be found at all.
+ */
 static bool
 find_place(TaskTable table, const pg_uuid_t *id, TaskLookup *row)
 {
 	Relation	rel = open_table(table, RowExclusiveLock);
-	HeapTuple	tuple = find_version(rel, table, id, SnapshotSelf);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	HeapTuple	tuple = find_version(rel, table, id, snapshot);
 
 	if (HeapTupleIsValid(tuple))
 	{
 		read_row(rel, table, tuple, row);
 		heap_freetuple(tuple);
 	}
+	UnregisterSnapshot(snapshot);
 	table_close(rel, NoLock);	/* the row shall not be moved by VACUUM FULL */
 	return HeapTupleIsValid(tuple);
 }
