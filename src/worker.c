@@ -638,6 +638,7 @@ prepare_launch(Action *action, bool found_now)
 	bool		found = false;
 	MemoryContext old;
 
+	CHECK_FOR_INTERRUPTS();		/* whoever has to leave does so before the launch begins */
 	tasksched_begin();
 	stale = is_stale();
 	if (!stale)
