@@ -342,8 +342,10 @@ wanted_at(KnownDatabase *db, const TaskDatabase *info)
 		at = DT_NOBEGIN;
 	else
 	{
-		/* the net, and the next due time */
+		/* the net, which is as close as scans if due tasks are blocked, and the next due time */
 		at = db->ended_at + tasksched_scheduler_idle_timeout * USECS_PER_SEC;
+		if (info->held)
+			at = Min(at, TimestampTzPlusMilliseconds(db->ended_at, tasksched_reconcile_interval));
 		if (info->next_due != DT_NOEND)
 			at = Min(at, info->next_due - START_AHEAD_MS * INT64CONST(1000));
 	}

@@ -540,6 +540,17 @@ is_busy(void)
 		tasksched_count_slots(SLOT_FREE) + tasksched_count_slots(SLOT_IDLE) < tasksched_round.nslots;
 }
 
+/*
+ * Is there a due task that can't be launched now?  Nobody may tell when it can
+ * be, so the scans have to find out.  If nothing is to be launched at all, whoever
+ * changes that tells.
+ */
+static bool
+is_held(void)
+{
+	return tasksched_enabled && !paused && tasksched_queues_held();
+}
+
 static void
 report(void)
 {
@@ -547,7 +558,7 @@ report(void)
 
 	tasksched_failing_owners(owners, MAX_FAILING_OWNERS);
 	tasksched_database_report(tasksched_enabled && !paused ? tasksched_queues_next_due() : DT_NOEND,
-							  last_scan, is_busy(), nlocked, tasksched_round.lack, owners);
+							  last_scan, is_busy(), is_held(), nlocked, tasksched_round.lack, owners);
 }
 
 /* One round */
@@ -607,17 +618,6 @@ check_yield(bool busy)
 	if (busy)
 		tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
 	exit_cleanly();
-}
-
-/*
- * Is there a due task that can't be launched now?  Nobody may tell when it can
- * be, so the scans have to find out.  If nothing is to be launched at all, whoever
- * changes that tells.
- */
-static bool
-is_held(void)
-{
-	return tasksched_enabled && !paused && tasksched_queues_held();
 }
 
 /*

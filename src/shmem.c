@@ -384,6 +384,7 @@ find_or_create_database(Oid dboid)
 	db->next_due = DT_NOEND;
 	db->last_scan = 0;
 	db->busy = false;
+	db->held = false;
 	db->paused = false;
 	db->nlocked = 0;
 	db->lack = LACK_NOTHING;
@@ -698,13 +699,14 @@ tasksched_database_end(Oid dboid, int pid)
 
 /* In a scheduler: publish its state */
 void
-tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
+tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy, bool held,
 						  int nlocked, Lack lack, const Oid *failing_owners)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_database->next_due = next_due;
 	my_database->last_scan = last_scan;
 	my_database->busy = busy;
+	my_database->held = held;
 	my_database->nlocked = nlocked;
 	my_database->lack = lack;
 	memcpy(my_database->failing_owners, failing_owners, sizeof(my_database->failing_owners));

@@ -248,6 +248,7 @@ typedef struct TaskDatabase
 	TimestampTz next_due;		/* DT_NOEND = no task is scheduled */
 	TimestampTz last_scan;		/* 0 = none yet */
 	bool		busy;			/* the scheduler has due tasks, or workers that are not idle */
+	bool		held;			/* due tasks are blocked, which nobody may tell the end of */
 	bool		paused;
 	int			nlocked;		/* tasks to be put back whose rows somebody has locked */
 	Lack		lack;			/* the launcher tells, too, if no scheduler can start */
@@ -278,7 +279,7 @@ extern void tasksched_database_set_known(void);
 extern void tasksched_database_set_clean_exit(void);
 extern void tasksched_database_set_yield(Oid dboid, bool yield);
 extern void tasksched_database_end(Oid dboid, int pid);
-extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy,
+extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy, bool held,
 									  int nlocked, Lack lack, const Oid *failing_owners);
 extern void tasksched_database_report_error(const char *message);
 extern void tasksched_database_forget(Oid dboid, bool if_not_woken);
