@@ -527,7 +527,7 @@ static uint64
 change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
 {
 	Args		with_place = *args;
-	TaskLookup	row;
+	TaskLookup	row = {0};
 	ItemPointerData before;
 	bool		first = true;
 	uint64		n = 0;
