@@ -95,12 +95,14 @@ foreach my $name (sort keys %calls)
 		my ($first, $second) = map { TaskschedSession->new($node) } 1, 2;
 
 		$id = schedule($node, q{'note', delay => '1 day'});
-		$first->query("BEGIN; SELECT tasksched.update_task('$id', run_at => now())");
+		# due a while after the COMMIT, or the scheduler could be faster than who waits
+		$first->query("BEGIN; SELECT tasksched.update_task('$id', run_at => now() + interval '5 s')");
 		$second->query('BEGIN');
 		$second->begin('SELECT ' . sprintf($calls{$name}, $id));
-		wait_value($node, 'SELECT pg_blocking_pids(' . $second->pid . ')', '{' . $first->pid . '}', "$name waits for an update_task that makes the task due");
+		wait_value($node, 'SELECT pg_blocking_pids(' . $second->pid . ')', '{' . $first->pid . '}', "$name waits for an update_task that makes the task due sooner");
 		$first->query('COMMIT');
 		is($second->end, 't', "$name gets the row");
+		wait_until($node, "SELECT clock_timestamp() > run_at FROM tasksched.tasks WHERE id = '$id'", 'it becomes due');
 		wait_for_status($node, schedule($node, q{'note'}), 'complete', 'the scheduler passes it by');
 		is(status_of($node, $id), 'scheduled', 'while it is locked');
 		$second->query($end);
