@@ -15,7 +15,7 @@
  *
  * Names are in a shared catalog, in the encoding of the database that they were
  * made in.  What is not valid in this one is masked, or a dump of the table
- * could not be restored.
+ * could not be restored; and the name is marked, since it may be another role's.
  */
 #include "postgres.h"
 
@@ -40,8 +40,9 @@ typedef struct TaskOwner
 
 #define PG_GETARG_OWNER(n) ((TaskOwner *) PG_DETOAST_DATUM(PG_GETARG_DATUM(n)))
 
-/* What a name ends in when the role with an OID is gone */
+/* What a name ends in, before an OID, when that role is gone, or its name is no text here */
 #define DROPPED_MARK " (dropped role "
+#define MASKED_MARK " (role "
 #define MAX_OID_DIGITS 10
 
 bool
@@ -62,20 +63,26 @@ make_owner(Oid role, const char *name)
 	return owner;
 }
 
-/* The length of a name without the mark, if it ends in that */
+/* The length of a name without a mark, if it ends in one */
 static Size
 unmarked_length(const char *name)
 {
+	static const char *const marks[] = {DROPPED_MARK, MASKED_MARK};
 	Size		length = strlen(name);
 	Size		digits = length > 0 ? length - 1 : 0;	/* where they begin */
-	Size		mark = strlen(DROPPED_MARK);
 
 	while (digits > 0 && length - digits <= MAX_OID_DIGITS && isdigit((unsigned char) name[digits - 1]))
 		digits--;
-	if (digits < mark || !isdigit((unsigned char) name[digits]) || name[length - 1] != ')' ||
-		strncmp(name + digits - mark, DROPPED_MARK, mark) != 0)
+	if (!isdigit((unsigned char) name[digits]) || name[length - 1] != ')')
 		return length;
-	return digits - mark;
+	for (int i = 0; i < (int) lengthof(marks); i++)
+	{
+		Size		mark = strlen(marks[i]);
+
+		if (digits >= mark && strncmp(name + digits - mark, marks[i], mark) == 0)
+			return digits - mark;
+	}
+	return length;
 }
 
 static bool
@@ -108,7 +115,8 @@ owner_text(TaskOwner *owner)
 
 	if (text == NULL)
 		text = psprintf("%s" DROPPED_MARK "%u)", owner->name, owner->role);
-	tasksched_text_mask(text);
+	if (tasksched_text_mask(text) && !is_marked(text))
+		text = psprintf("%s" MASKED_MARK "%u)", text, owner->role);
 	return text;
 }
 

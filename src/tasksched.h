@@ -478,6 +478,7 @@ extern bool tasksched_row_get(const pg_uuid_t *id, bool latest, Datum *task);
 extern RowLock tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait);
 extern bool tasksched_row_find_live(const pg_uuid_t *id, TaskLookup *row);
 extern bool tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row);
+extern void tasksched_row_delete_finished(const TaskLookup *row);
 extern bool tasksched_row_holds(const TaskRef *task);
 extern bool tasksched_row_read(const TaskRef *task, TaskRow *row);
 
@@ -585,7 +586,7 @@ extern Datum tasksched_owner_oid(PG_FUNCTION_ARGS);
  * text.c: what can be stored, dumped and restored
  * ----------
  */
-extern void tasksched_text_mask(char *text);
+extern bool tasksched_text_mask(char *text);
 extern void tasksched_text_mask_beyond_ascii(char *text);
 extern void tasksched_text_check(const char *text, int length);
 extern bool tasksched_name_fits(const char *name);

@@ -19,6 +19,8 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
 
 #include "tasksched.h"
 
@@ -35,15 +37,15 @@
  * ----------
  */
 
-/* Replace what is not valid in the encoding of the database by question marks */
-void
+/* Replace what is not valid in the encoding of the database by question marks; is there anything? */
+bool
 tasksched_text_mask(char *text)
 {
 	int			encoding = GetDatabaseEncoding();
 	int			length = strlen(text);
 
 	if (pg_verify_mbstr(encoding, text, length, true))
-		return;
+		return false;
 	while (length > 0)
 	{
 		int			width = pg_encoding_verifymbchar(encoding, text, length);
@@ -56,6 +58,7 @@ tasksched_text_mask(char *text)
 		text += width;
 		length -= width;
 	}
+	return true;
 }
 
 /*
@@ -154,12 +157,29 @@ string_dump_length(const char *string, int length)
 	return dump;
 }
 
+/* The length of a number: of one that is not huge, something that it does not exceed */
 static uint64
 number_dump_length(Numeric number)
 {
-	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
-	uint64		length = strlen(text);
+	static Numeric lowest = NULL;
+	static Numeric highest = NULL;
+	Datum		value = NumericGetDatum(number);
+	char	   *text;
+	uint64		length;
 
+	if (lowest == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		highest = int64_to_numeric(PG_INT64_MAX);
+		lowest = int64_to_numeric(PG_INT64_MIN);
+		MemoryContextSwitchTo(old);
+	}
+	if (DatumGetBool(DirectFunctionCall2(numeric_lt, value, NumericGetDatum(highest))) &&
+		DatumGetBool(DirectFunctionCall2(numeric_gt, value, NumericGetDatum(lowest))))
+		return strlen("-9223372036854775808.") + DatumGetInt32(DirectFunctionCall1(numeric_scale, value));
+	text = DatumGetCString(DirectFunctionCall1(numeric_out, value));
+	length = strlen(text);
 	pfree(text);
 	return length;
 }

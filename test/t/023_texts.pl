@@ -131,8 +131,11 @@ my $foreign = sql($node, <<"EOT");
 DO \$\$ BEGIN EXECUTE (SELECT format('SET ROLE %I', rolname) FROM pg_roles WHERE oid = $oid); END \$\$;
 SELECT tasksched.schedule_task('note', run_at => '2100-01-01');
 EOT
-is(field_of($node, $foreign, "owner, owner::oid = $oid"), 'J?rg|t', 'an owner whose name is no text here is masked');
-is(sql($node, "SELECT $oid\::regrole::tasksched.task_owner"), 'J?rg', 'so is a role that is cast');
+is(field_of($node, $foreign, "owner, owner::oid = $oid"), "J?rg (role $oid)|t", 'an owner whose name is no text here is masked and marked');
+is(sql($node, "SELECT $oid\::regrole::tasksched.task_owner"), "J?rg (role $oid)", 'so is a role that is cast');
+sql($node, 'CREATE ROLE "J?rg"');
+is(sql($node, "SELECT ($oid\::regrole::tasksched.task_owner)::text::tasksched.task_owner::oid"), '0', 'and what it prints is no role of that name');
+sql($node, 'DROP ROLE "J?rg"');
 # pg_dump would name it in GRANT
 sql($node, "SELECT tasksched.revoke_usage(rolname) FROM pg_roles WHERE oid = $oid");
 
