@@ -359,6 +359,10 @@ lift_lock_timeout(void)
 
 	(void) set_config_option("lock_timeout", "0", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+	/* since PostgreSQL 17 */
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		(void) set_config_option("transaction_timeout", "0", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	return nest_level;
 }
 
@@ -509,6 +513,19 @@ xact_callback(XactEvent event, void *arg)
 		default:
 			break;
 	}
+}
+
+/*
+ * The net: a callback that runs statements, and has come before ours since it was
+ * registered by something else than a statement, has had ours move out of
+ * its turn.  This one is registered once, before any of an action's, so it comes
+ * after them.
+ */
+static void
+late_xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_PRE_COMMIT && !current.committing)
+		xact_callback(event, arg);
 }
 
 /*
@@ -1195,6 +1212,7 @@ tasksched_worker_main(Datum arg)
 
 	connect_as_owner();
 	launch_cxt = AllocSetContextCreate(TopMemoryContext, "tasksched launch", ALLOCSET_DEFAULT_SIZES);
+	RegisterXactCallback(late_xact_callback, NULL);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 	watch_statements();
