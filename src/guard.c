@@ -141,9 +141,9 @@ need_object(ObjectType type, Node *object)
 	}
 }
 
-/* Definitions of columns and constraints: the tables that foreign keys refer to */
+/* Constraints, perhaps among other things: the tables that foreign keys refer to */
 static void
-need_references(List *elements)
+check_constraints(List *elements)
 {
 	ListCell   *lc;
 
@@ -151,10 +151,22 @@ need_references(List *elements)
 	{
 		Node	   *element = lfirst(lc);
 
-		if (IsA(element, ColumnDef))
-			need_references(castNode(ColumnDef, element)->constraints);
-		else if (IsA(element, Constraint) && castNode(Constraint, element)->contype == CONSTR_FOREIGN)
+		if (IsA(element, Constraint) && castNode(Constraint, element)->contype == CONSTR_FOREIGN)
 			need(castNode(Constraint, element)->pktable, ACL_REFERENCES);
+	}
+}
+
+/* Likewise, and those of columns */
+static void
+need_references(List *elements)
+{
+	ListCell   *lc;
+
+	check_constraints(elements);
+	foreach(lc, elements)
+	{
+		if (IsA(lfirst(lc), ColumnDef))
+			check_constraints(lfirst_node(ColumnDef, lc)->constraints);
 	}
 }
 
@@ -171,9 +183,18 @@ need_ownership(List *relations)
 	}
 }
 
+/* Is there a relation of this name? */
+static bool
+relation_exists(const RangeVar *name)
+{
+	return OidIsValid(RangeVarGetRelid(name, NoLock, true));
+}
+
 static void
 check_create_table(CreateStmt *stmt)
 {
+	if (stmt->if_not_exists && relation_exists(stmt->relation))
+		return;					/* nothing is done */
 	need_ownership(stmt->inhRelations); /* or the one that it is a partition of */
 	need_references(stmt->tableElts);
 	need_references(stmt->constraints);
@@ -185,6 +206,8 @@ check_alter_table(AlterTableStmt *stmt)
 {
 	ListCell   *lc;
 
+	if (stmt->missing_ok && !relation_exists(stmt->relation))
+		return;
 	foreach(lc, stmt->cmds)
 	{
 		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
