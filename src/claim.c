@@ -127,7 +127,7 @@ tasksched_queues_scan(const int16 *priorities, int n)
 {
 	Queue	   *before = queues;
 	const Queue *old = before;
-	const Queue *old_end = before + nqueues;
+	const Queue *old_end = before != NULL ? before + nqueues : NULL;
 	int16		last = PG_INT16_MIN;
 
 	queues = MemoryContextAllocZero(queue_cxt, (n + 1) * sizeof(Queue));
@@ -195,6 +195,15 @@ take_back_frontier(Queue *queue, TimestampTz now)
 	queue->revisiting = queue->revisiting && compare_places(&queue->revisit, &queue->frontier) < 0;
 	queue->due = true;
 	queue->future = DT_NOBEGIN;
+}
+
+/* There is no place for tasks of this queue now: their due times are no reason to wake up */
+static void
+put_off(Queue *queue, TimestampTz now)
+{
+	queue->soon = DT_NOEND;
+	if (queue->future <= now + LEAD_US)
+		queue->future = DT_NOBEGIN;
 }
 
 /* Is there anything to look at now? */
@@ -651,9 +660,11 @@ tasksched_claim_due(void)
 		return;
 	}
 	MemoryContextSwitchTo(tasksched_round.cxt);
-	for (int i = 0; i < nqueues && claims.capacity > 0; i++)
+	for (int i = 0; i < nqueues; i++)
 	{
-		if (has_more(&queues[i]))
+		if (claims.capacity <= 0)
+			put_off(&queues[i], claims.now);
+		else if (has_more(&queues[i]))
 			look_through(&claims, &queues[i]);
 	}
 	tasksched_start_workers(claims.demands, claims.ndemands);
