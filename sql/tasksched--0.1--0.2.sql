@@ -28,6 +28,23 @@ COMMENT ON OPERATOR FAMILY @extschema@.task_owner_ops USING hash IS 'equality of
 COMMENT ON OPERATOR CLASS @extschema@.task_owner_ops USING hash IS 'equality of roles, for indexes, grouping and joins';
 COMMENT ON FUNCTION @extschema@._name_only(@extschema@.task_owner) IS 'internal: whether no role had the name when the value was made, and one may have it now';
 
+-- indexes of users on columns of the type have the order of before
+DO $$
+DECLARE
+	index pg_catalog.regclass;
+BEGIN
+	FOR index IN
+		SELECT i.indexrelid
+		FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+		WHERE c.relkind = 'i' AND EXISTS (
+			SELECT FROM pg_catalog.pg_opclass o
+			WHERE o.opcintype = '@extschema@.task_owner'::pg_catalog.regtype AND o.oid = ANY (i.indclass))
+	LOOP
+		EXECUTE pg_catalog.format('REINDEX INDEX %s', index);
+	END LOOP;
+END
+$$;
+
 /*
  * Names of actions: a restore in another encoding can make one longer
  */

@@ -61,7 +61,15 @@ EOT
 
 sql($node, "CREATE DATABASE $_") foreach 'fresh', 'updated';
 sql($node, 'CREATE EXTENSION tasksched', 'fresh');
-sql($node, q{CREATE EXTENSION tasksched VERSION '0.1'; ALTER EXTENSION tasksched UPDATE}, 'updated');
+sql($node, <<'EOT', 'updated');
+CREATE EXTENSION tasksched VERSION '0.1';
+CREATE TABLE owned (owner tasksched.task_owner);
+CREATE INDEX owned_owner ON owned (owner);
+ALTER EXTENSION tasksched UPDATE;
+EOT
+is(sql($node, q{SELECT pg_relation_filenode('owned_owner') <> oid FROM pg_class WHERE oid = 'owned_owner'::regclass}, 'updated'),
+	't', 'an index on owners is built anew');
+sql($node, 'DROP TABLE owned', 'updated');
 
 my @fresh = split /\n/, sql($node, $objects, 'fresh');
 my @updated = split /\n/, sql($node, $objects, 'updated');
