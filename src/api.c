@@ -600,7 +600,6 @@ tasksched_get_task(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	if (PG_ARGISNULL(0))
 		return (Datum) 0;
-	tasksched_store_lock_to_read();
 	if (tasksched_row_get(PG_GETARG_UUID_P(0), false, &task))
 		return_task(fcinfo, task);
 	return (Datum) 0;

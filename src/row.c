@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/table.h"
@@ -126,11 +127,14 @@ task_datum(Relation rel, HeapTuple tuple)
 /*
  * Begin a look of the caller's: with "latest" under a snapshot of this very
  * moment, else under the transaction's, which sees what the transaction has done.
+ *
+ * The locks come before the snapshot: while we wait, ALTER TABLE may write all rows
+ * anew, and an older snapshot would see none of them.
  */
 static void
 begin_look(bool latest)
 {
-	tasksched_extension_check();
+	tasksched_store_lock_to_read();
 	if (!latest)
 		CommandCounterIncrement();
 	PushActiveSnapshot(latest ? GetLatestSnapshot() : GetTransactionSnapshot());
@@ -298,12 +302,27 @@ tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row)
 	return find_place(TABLE_FINISHED, id, row);
 }
 
-/* The row of a launch that holds its task, as the active snapshot sees it; else NULL */
+/* Delete the row of a finished task, though the transaction's snapshot may not see it */
+void
+tasksched_row_delete_finished(const TaskLookup *row)
+{
+	Relation	rel = open_table(TABLE_FINISHED, RowExclusiveLock);
+
+	Assert(row->finished);
+	simple_heap_delete(rel, unconstify(ItemPointerData *, &row->place));
+	CommandCounterIncrement();
+	table_close(rel, NoLock);
+}
+
+/* The row of a launch that holds its task, under a snapshot that is made now; else NULL */
 static HeapTuple
 find_held(Relation live, const TaskRef *task)
 {
-	HeapTuple	tuple = find_version(live, TABLE_LIVE, &task->id, GetActiveSnapshot());
+	HeapTuple	tuple;
 
+	PushActiveSnapshot(GetTransactionSnapshot());
+	tuple = find_version(live, TABLE_LIVE, &task->id, GetActiveSnapshot());
+	PopActiveSnapshot();
 	if (HeapTupleIsValid(tuple) &&
 		tasksched_status_from_datum(get_set_column(live, tuple, "status")) == STATUS_ACTIVE &&
 		DatumGetInt32(get_set_column(live, tuple, "launch")) == task->launch)
@@ -323,8 +342,8 @@ tasksched_row_holds(const TaskRef *task)
 }
 
 /*
- * Read the task of a launch under the active snapshot, into the caller's memory
- * context; false if the launch no longer holds it.
+ * Read the task of a launch into the caller's memory context; false if the launch
+ * no longer holds it.
  */
 bool
 tasksched_row_read(const TaskRef *task, TaskRow *row)

@@ -251,9 +251,11 @@ static const QueryText queries[NUM_QUERIES] = {
 		{TIMESTAMPTZOID, INT8OID, OIDOID}
 	},
 	[Q_PURGE] = {
-		/* $2: where the last batch ended */
-		"DELETE FROM tasksched.finished WHERE ctid = ANY (ARRAY(SELECT ctid FROM tasksched.finished "
-		"WHERE finished_at < $1 AND finished_at >= $2 ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) "
+		/* $2: where the last batch ended; what holds a live task stays, and see Q_CLAIM */
+		"DELETE FROM tasksched.finished WHERE ctid = ANY (ARRAY(SELECT f.ctid FROM tasksched.finished f "
+		"WHERE f.finished_at < $1 AND f.finished_at >= $2 "
+		"AND (SELECT l.id FROM tasksched.live l WHERE l.id = f.id) IS NULL "
+		"ORDER BY f.finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) "
 		"RETURNING finished_at",
 		{TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 	},
@@ -510,12 +512,14 @@ void
 tasksched_store_lock_to_read(void)
 {
 	if (tasksched_in_action())
-		tasksched_store_lock(true);
-	else
 	{
-		tasksched_extension_check();
-		lock_table("tasks", AccessShareLock);
+		tasksched_store_lock(true);
+		return;
 	}
+	tasksched_extension_check();
+	lock_table("tasks", AccessShareLock);
+	lock_table("live", AccessShareLock);
+	lock_table("finished", AccessShareLock);
 }
 
 /*
@@ -739,7 +743,6 @@ tasksched_store_delete(const TaskLookup *row)
 static bool
 replace_twin(const pg_uuid_t *id, const int32 *launch)
 {
-	Args		args = {0};
 	TaskLookup	twin;
 	TaskLookup	live;
 
@@ -749,9 +752,7 @@ replace_twin(const pg_uuid_t *id, const int32 *launch)
 		tasksched_row_lock(&live, LockWaitBlock) != ROW_LOCKED ||
 		(launch != NULL && (live.status != STATUS_ACTIVE || live.launch != *launch)))
 		return false;
-	add_pointer(&args, id);
-	add_pointer(&args, &twin.place);
-	(void) execute(Q_DELETE_FINISHED, &args);
+	tasksched_row_delete_finished(&twin);
 	return true;
 }
 
@@ -1087,7 +1088,7 @@ tasksched_store_bring_forward(int limit)
 	return (int) execute(Q_BRING_FORWARD, &args);
 }
 
-/* Which of these launches no longer hold their tasks, as the active snapshot sees it */
+/* Which of these launches no longer hold their tasks */
 int
 tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded)
 {
@@ -1143,6 +1144,7 @@ tasksched_store_purge(TimestampTz *from, int limit)
 	add_time(&args, GetCurrentTimestamp() - tasksched_keep_finished_tasks * USECS_PER_SEC);
 	add_time(&args, *from);
 	add_arg(&args, Int64GetDatum(limit));
+	tasksched_store_lock(true);
 	enter(&saved);
 	n = (int) run(Q_PURGE, &args);
 	for (int i = 0; i < n; i++)

@@ -80,6 +80,92 @@ wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WH
 is(field_of($node, $id, 'launch'), '1', 'at once');
 is(runs_of($id), '1', 'with its effects once');
 
+# with a snapshot that is older than what is replaced
+sql($node, <<'EOT');
+CREATE ROLE repeatable LOGIN;
+ALTER ROLE repeatable SET default_transaction_isolation = 'repeatable read';
+SELECT tasksched.grant_usage('repeatable');
+EOT
+sql($node, <<'EOT');
+CREATE PROCEDURE hold_twice(task tasksched.task, first_launch boolean) LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE NOT EXISTS (SELECT FROM public.gates WHERE gate = 'first') LOOP
+		COMMIT;
+		PERFORM pg_sleep(0.05);	-- polls inside the action
+	END LOOP;
+	PERFORM count(*) FROM public.gates;
+	PERFORM pg_advisory_lock(1);
+	PERFORM public.leave_row(task, first_launch);
+END $$;
+SELECT tasksched.register_action('hold_twice', 'hold_twice');
+EOT
+$id = sql($node, q{SET SESSION AUTHORIZATION repeatable; SELECT tasksched.schedule_task('hold_twice')});
+wait_for_running($node, $id, 'a REPEATABLE READ action runs');
+my $locker = TaskschedSession->new($node);
+$locker->query('SELECT pg_advisory_lock(1)');
+open_gate($node, 'first');
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, '1', 'it has its snapshot');
+sql($node, <<"EOT");
+INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)
+SELECT id, action, 'failed', run_at, owner, created_at, updated_at, now(), installation, database, true FROM tasksched.live WHERE id = '$id'
+EOT
+$locker->query('SELECT pg_advisory_unlock(1)');
+wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WHERE id = '$id'", 'complete', 'what it can not see is replaced as well');
+is(runs_of($id), '1', 'with its effects once');
+$locker->quit;
+
+# old finished tasks are deleted, but for those that hold a live one
+restore_over_finished();
+sql($node, "UPDATE tasksched.finished SET finished_at = '2020-01-01'");
+sql($node, q{ALTER SYSTEM SET tasksched.keep_finished_tasks = '1 d'});
+$node->reload;
+wait_value($node, 'SELECT count(*) FROM tasksched.finished', '1', 'old finished tasks are deleted');
+is(tables_of($id), 'tasksched.live scheduled, tasksched.finished complete', 'but for one that holds a live one');
+is(sql($node, "SELECT tasksched.delete_task('$id')"), 't', 'which is deleted');
+$node->reload;
+wait_value($node, 'SELECT count(*) FROM tasksched.finished', '0', 'and then it goes as well');
+
+# ---------------------------------------------------------------------------
+# All rows are written anew while a process waits for the lock
+# ---------------------------------------------------------------------------
+{
+	my $alter = TaskschedSession->new($node);
+	my $waiter = TaskschedSession->new($node);
+	my $rewrite = 'BEGIN; ALTER TABLE tasksched.tasks ADD COLUMN extra uuid DEFAULT gen_random_uuid()';
+	my @held = map { schedule($node, q{'hold', 'rewritten'}) } 1 .. 3;
+	my $other = schedule($node, q{'note', delay => '1 day'});
+	my $scheduler = scheduler_pid($node);
+
+	wait_for_running($node, \@held, 'some tasks run');
+	signal_process('STOP', $scheduler);
+	is(sql($node, "SELECT tasksched.cancel_task('$other')"), 't', 'another one is cancelled');
+	$other = schedule($node, q{'note', delay => '1 day'});
+	$alter->query($rewrite);
+	$waiter->begin("SELECT count(*) FROM tasksched.wait_for_task('$other', timeout => '10 min')");
+	wait_value($node, 'SELECT pg_blocking_pids(' . $waiter->pid . ')', '{' . $alter->pid . '}', 'a session waits for the table');
+	signal_process('CONT', $scheduler);
+	wait_value($node, "SELECT pg_blocking_pids($scheduler)", '{' . $alter->pid . '}', 'and so does the scheduler');
+	$alter->query('COMMIT');
+	wait_for_status($node, schedule($node, q{'note'}), 'complete', 'all goes on');
+	open_gate($node, 'rewritten');
+	wait_for_status($node, $_, 'complete', 'nobody takes a task that runs for one that was cancelled') foreach @held;
+	sql($node, "SELECT tasksched.update_task('$other', run_at => now())");
+	is($waiter->end, '1', 'nor one that waits for one that is finished');
+
+	# a worker that is about to read its task
+	signal_process('STOP', $_) foreach pids_of($node, 'tasksched worker');
+	$id = schedule($node, q{'note'});
+	wait_value($node, "SELECT state FROM tasksched.running_tasks WHERE task_id = '$id'", 'ready', 'a task is handed over');
+	my $worker = sql($node, "SELECT pid FROM tasksched.running_tasks WHERE task_id = '$id'");
+	$alter->query($rewrite =~ s/extra/more/r);
+	signal_process('CONT', $_) foreach pids_of($node, 'tasksched worker');
+	wait_value($node, "SELECT pg_blocking_pids($worker)", '{' . $alter->pid . '}', 'its worker waits for the table');
+	$alter->query('COMMIT');
+	wait_for_status($node, $id, 'complete', 'and finds it all the same');
+	sql($node, 'ALTER TABLE tasksched.tasks DROP COLUMN extra, DROP COLUMN more');
+	$_->quit foreach $alter, $waiter;
+}
+
 # ---------------------------------------------------------------------------
 # A due time that changes while somebody waits for the row
 # ---------------------------------------------------------------------------
@@ -160,19 +246,19 @@ $old->query('ROLLBACK');
 my $clients = "$PostgreSQL::Test::Utils::tmp_check/clients.sql";
 append_to_file($clients, <<'EOT');
 SELECT tasksched.schedule_task('note', delay => '1 day') AS id \gset
-SELECT tasksched.update_task(:'id', result => '1');
+SELECT tasksched.update_task(':id', result => '1');
 BEGIN;
-SELECT count(*) FROM tasksched.get_task(:'id');
-SELECT tasksched.cancel_task(:'id');
+SELECT count(*) FROM tasksched.get_task(':id');
+SELECT tasksched.cancel_task(':id');
 SELECT count(*) FROM tasksched.get_tasks(max_rows => 1);
-SELECT tasksched.retry_task(:'id');
+SELECT tasksched.retry_task(':id');
+SELECT tasksched.delete_task(':id');
 COMMIT;
-SELECT tasksched.delete_task(:'id');
 EOT
 my $position = log_position($node);
 my $load = IPC::Run::start(
 	[ 'pgbench', '-n', '-c', '4', '-T', '600', '-f', $clients, $node->connstr('postgres') ], '>', \my $said, '2>', \my $errors);
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'}, '4', 'sessions change tasks');
+wait_until($node, q{SELECT count(*) >= 6 FROM pg_stat_activity WHERE backend_type = 'client backend'}, 'sessions change tasks');
 foreach my $n (1 .. 20)
 {
 	sql($node, 'ALTER TABLE tasksched.tasks ADD COLUMN extra int');
