@@ -89,6 +89,7 @@ typedef enum StoreQuery
 	Q_ACTIVE,
 	Q_BRING_FORWARD,
 	Q_STUCK,
+	Q_OLD_FINISHED,
 	Q_PURGE,
 	Q_CHECKPOINT,
 	Q_STAGE,
@@ -250,14 +251,15 @@ static const QueryText queries[NUM_QUERIES] = {
 		"AND installation = $2 AND database = $3",
 		{TIMESTAMPTZOID, INT8OID, OIDOID}
 	},
-	[Q_PURGE] = {
-		/* $2: where the last batch ended; what holds a live task stays, and see Q_CLAIM */
-		"DELETE FROM tasksched.finished WHERE ctid = ANY (ARRAY(SELECT f.ctid FROM tasksched.finished f "
-		"WHERE f.finished_at < $1 AND f.finished_at >= $2 "
-		"AND (SELECT l.id FROM tasksched.live l WHERE l.id = f.id) IS NULL "
-		"ORDER BY f.finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) "
-		"RETURNING finished_at",
+	[Q_OLD_FINISHED] = {
+		/* $2: where the last batch ended */
+		"SELECT ctid, id, finished_at FROM tasksched.finished WHERE finished_at < $1 AND finished_at >= $2 "
+		"ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED",
 		{TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[Q_PURGE] = {
+		"DELETE FROM tasksched.finished WHERE ctid = ANY ($1)",
+		{TIDARRAYOID}
 	},
 	[Q_CHECKPOINT] = {
 		"UPDATE tasksched.live SET result = coalesce($3, result), error = coalesce($4, error), updated_at = $5 "
@@ -1128,16 +1130,19 @@ tasksched_store_stuck(pg_uuid_t **ids, char ***actions)
 }
 
 /*
- * Delete finished tasks that are old enough, up to a limit; returns how many.  It
- * begins at a time that it moves on, so that it does not step again over those
- * that it has deleted already.
+ * Delete finished tasks that are old enough.  Looks at up to so many; returns at
+ * how many, or 0 if none could be deleted.  It begins at a time that it moves on, so
+ * that it does not step again over those that it has deleted already.
  */
 int
 tasksched_store_purge(TimestampTz *from, int limit)
 {
 	Args		args = {0};
+	Args		places = {0};
 	Entered		saved;
+	Datum	   *old;
 	int			n;
+	int			nold = 0;
 
 	if (tasksched_keep_finished_tasks < 0)
 		return 0;
@@ -1146,11 +1151,22 @@ tasksched_store_purge(TimestampTz *from, int limit)
 	add_arg(&args, Int64GetDatum(limit));
 	tasksched_store_lock(true);
 	enter(&saved);
-	n = (int) run(Q_PURGE, &args);
+	n = (int) run(Q_OLD_FINISHED, &args);
+	old = palloc(Max(n, 1) * sizeof(Datum));
 	for (int i = 0; i < n; i++)
-		*from = Max(*from, DatumGetTimestampTz(result(i, 1, NULL)));
+	{
+		TaskLookup	live;
+
+		*from = Max(*from, DatumGetTimestampTz(result(i, 3, NULL)));
+		/* one that holds a live task has to stay */
+		if (!tasksched_row_find_live(DatumGetUUIDP(result(i, 2, NULL)), &live))
+			old[nold++] = result(i, 1, NULL);
+	}
+	add_pointer(&places, construct_array(old, nold, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
+	if (nold > 0)
+		(void) run(Q_PURGE, &places);
 	leave(&saved);
-	return n;
+	return nold > 0 ? n : 0;
 }
 
 /* ----------

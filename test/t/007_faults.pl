@@ -392,8 +392,8 @@ sql($node, q{CREATE PROCEDURE fleeting_procedure() LANGUAGE sql AS 'SELECT 1'; S
 $fleeting = sql($node, q{SELECT tasksched.schedule_task('fleeting_procedure') FROM fault_arm('task read', 'stop')});
 wait_for_stop('task read');
 sql($node, q{DROP PROCEDURE fleeting_procedure(); SELECT fault_release('task read')});
-wait_for_status($node, $fleeting, 'failed', 'its procedure is dropped when its worker has looked for it: the task fails');
-is(field_of($node, $fleeting, q{crashes, error_details ->> 'sqlstate'}), '0|42883', 'since the procedure does not exist');
+wait_value($node, "SELECT status, launch, attempt FROM tasksched.tasks WHERE id = '$fleeting'", 'scheduled|0|0', 'its procedure is dropped when its worker has looked for it: the task has not begun');
+wait_until($node, "SELECT reason ~ 'does not exist' FROM tasksched.blocked_tasks WHERE id = '$fleeting'", 'and is held');
 
 sql($node, 'CREATE DATABASE moving');
 create_fixtures($node, 'moving');
