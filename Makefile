@@ -4,12 +4,12 @@ EXTENSION = tasksched
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tasksched.control)
 
 MODULE_big = tasksched
-OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 DATA = $(wildcard sql/tasksched--*.sql)
 
 # as system headers, the server's own are not warned of
-PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"' -isystem $(includedir_server)
-# for tests only: src/fault.c
+PG_CPPFLAGS = -DTASKSCHED_VERSION='"$(EXTVERSION)"' -I$(srcdir)/src -isystem $(includedir_server)
+# for tests only: src/base/fault.c
 ifdef FAULT_POINTS
 PG_CPPFLAGS += -DTASKSCHED_FAULT_POINTS
 endif
@@ -28,7 +28,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 endif
 
-$(OBJS): src/compat.h src/scheduler.h src/tasksched.h tasksched.control
+$(OBJS): $(wildcard src/*/*.h) tasksched.control
 
 .PHONY: test torture load demo lint coverage
 

@@ -1,34 +1,39 @@
 /*
  * tasksched.c
- *	  Entry point: settings, hooks, what our processes have in common.
+ *	  Entry point: what the library does as it is loaded.
  */
 #include "postgres.h"
 
 #include "access/parallel.h"
 #include "executor/executor.h"
+#include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
+#include "storage/proc.h"
 #include "utils/guc.h"
 
-#include "compat.h"
-#include "tasksched.h"
+#include "base/base.h"
+#include "base/compat.h"
+#include "base/settings.h"
+#include "launcher/launcher.h"
+#include "shared/shared.h"
 
 PG_MODULE_MAGIC;
 
 extern PGDLLEXPORT void _PG_init(void);
 
-bool		tasksched_enabled = true;
-int			tasksched_max_running_tasks = 10;
-int			tasksched_reconcile_interval = 60 * 1000;
-int			tasksched_keep_finished_tasks = 7 * 24 * 3600;
-int			tasksched_stuck_after = 24 * 3600;
-int			tasksched_worker_idle_timeout = 60 * 1000;
-int			tasksched_scheduler_idle_timeout = 600;
-int			tasksched_max_crashes = 3;
-
 static ExecutorStart_hook_type prev_executor_start_hook = NULL;
 
-/* A parallel worker that runs a part of an action's query, for its first time */
+/* In a parallel worker that runs a part of an action's query: its crash is the action's */
+static void
+join_leader(void)
+{
+	PGPROC	   *leader = MyProc->lockGroupLeader;
+	int			slot = leader != NULL ? tasksched_slot_of(leader->pid) : -1;
+
+	if (slot >= 0)
+		tasksched_crash_join(slot);
+}
+
 static void
 executor_start(QueryDesc *queryDesc, int eflags)
 {
@@ -37,129 +42,12 @@ executor_start(QueryDesc *queryDesc, int eflags)
 	if (IsParallelWorker() && !attached)
 	{
 		attached = true;
-		tasksched_crash_join_leader();
+		join_leader();
 	}
 	if (prev_executor_start_hook)
 		prev_executor_start_hook(queryDesc, eflags);
 	else
 		standard_ExecutorStart(queryDesc, eflags);
-}
-
-static void
-define_settings(void)
-{
-	DefineCustomBoolVariable("tasksched.enabled",
-							 "Launches tasks in the background.",
-							 "When off, no task is launched; scheduling and reading tasks still work.",
-							 &tasksched_enabled, true,
-							 PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.max_running_tasks",
-							"Sets the maximum number of tasks that run at the same time in each database.",
-							NULL,
-							&tasksched_max_running_tasks, 10, 0, 1024,
-							PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.reconcile_interval",
-							"Sets the time between two scans of a database's tasks for what no wake-up told of.",
-							NULL,
-							&tasksched_reconcile_interval, 60 * 1000, 100, 24 * 3600 * 1000,
-							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.keep_finished_tasks",
-							"Sets how long finished tasks are kept before they are deleted.",
-							"-1 keeps them for ever.",
-							&tasksched_keep_finished_tasks, 7 * 24 * 3600, -1, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.stuck_after",
-							"Sets the time without an update after which an active task is reported as stuck.",
-							NULL,
-							&tasksched_stuck_after, 24 * 3600, 1, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.worker_idle_timeout",
-							"Sets how long a worker waits for another task of its role before it exits.",
-							"0 starts a new process for each task.",
-							&tasksched_worker_idle_timeout, 60 * 1000, 0, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.scheduler_idle_timeout",
-							"Sets how long a database's scheduler waits for something to do before it exits.",
-							"It is started again when a task is scheduled or becomes due.",
-							&tasksched_scheduler_idle_timeout, 600, 1, INT_MAX / 1000,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
-	DefineCustomIntVariable("tasksched.max_crashes",
-							"Sets how many times a task may crash its worker process before it fails.",
-							NULL,
-							&tasksched_max_crashes, 3, 1, 1000,
-							PGC_SIGHUP, 0, NULL, NULL, NULL);
-	MarkGUCPrefixReserved("tasksched");
-}
-
-/*
- * Lift the limits that are meant for clients, in a process of ours.  Not even
- * RESET brings them back.
- */
-void
-tasksched_pin_timeouts(void)
-{
-	static const char *const timeouts[] = {
-		"statement_timeout",
-		"lock_timeout",
-		"idle_in_transaction_session_timeout",
-		"idle_session_timeout",
-		"transaction_timeout"	/* since PostgreSQL 17 */
-	};
-
-	for (int i = 0; i < (int) lengthof(timeouts); i++)
-	{
-		if (GetConfigOption(timeouts[i], true, false) != NULL)
-			SetConfigOption(timeouts[i], "0", PGC_SUSET, PGC_S_OVERRIDE);
-	}
-}
-
-/*
- * In a process that runs no code of users: begin transactions as our statements
- * want them.  A deferrable one would wait for whoever writes.
- */
-void
-tasksched_pin_transactions(void)
-{
-	static const char *const pinned[][2] = {
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"synchronous_commit", "off"},	/* what a crash loses is done again */
-	};
-
-	tasksched_pin_timeouts();
-	for (int i = 0; i < (int) lengthof(pinned); i++)
-		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-}
-
-/* What our processes have in common; kind is the word that tells them apart */
-void
-tasksched_describe_process(BackgroundWorker *worker, const char *kind)
-{
-	memset(worker, 0, sizeof(BackgroundWorker));
-	worker->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker->bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker->bgw_library_name, "tasksched", BGW_MAXLEN);
-	snprintf(worker->bgw_function_name, BGW_MAXLEN, "tasksched_%s_main", kind);
-	snprintf(worker->bgw_type, BGW_MAXLEN, "tasksched %s", kind);
-}
-
-/*
- * Have the server start one, and tell us as it does and as it ends.  False if there
- * is no free slot; else the handle is to be freed.
- */
-bool
-tasksched_register_process(BackgroundWorker *worker, BackgroundWorkerHandle **handle)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	bool		ok;
-
-	*handle = NULL;
-	worker->bgw_notify_pid = MyProcPid;
-	ok = RegisterDynamicBackgroundWorker(worker, handle);
-	MemoryContextSwitchTo(old);
-	return ok;
 }
 
 void
@@ -175,7 +63,7 @@ _PG_init(void)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("tasksched requires PostgreSQL 15.9, 16.5, 17 or later")));
 
-	define_settings();
+	tasksched_define_settings();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -165,12 +165,12 @@ sub make_new_version
 	write_file("$copy/tasksched.control", $control);
 	# for make: of the library, extension.c alone knows the version
 	utime(0, 0, "$copy/tasksched.control");
-	utime(undef, undef, "$copy/src/extension.c");
+	utime(undef, undef, "$copy/src/base/extension.c");
 
-	my $store = slurp_file("$copy/src/store.c");
-	$store =~ s/t\.updated_at, t\.finished_at"/t.updated_at, t.finished_at, t.remark"/ or die;
-	$store =~ s/(define KEPT_COLUMNS.*?"id, action, )/$1remark, /s or die;
-	write_file("$copy/src/store.c", $store);
+	my $queries = slurp_file("$copy/src/store/queries.c");
+	$queries =~ s/t\.updated_at, t\.finished_at"/t.updated_at, t.finished_at, t.remark"/ or die;
+	$queries =~ s/(define KEPT_COLUMNS.*?"id, action, )/$1remark, /s or die;
+	write_file("$copy/src/store/queries.c", $queries);
 
 	write_file("$copy/sql/$upgrade", <<'EOT');
 ALTER TYPE @extschema@.task ADD ATTRIBUTE remark text;

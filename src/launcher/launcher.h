@@ -1,0 +1,29 @@
+/*
+ * launcher.h
+ *	  The launcher, and the commands that it and the schedulers have to hear of.
+ */
+#ifndef TASKSCHED_LAUNCHER_H
+#define TASKSCHED_LAUNCHER_H
+
+#include "nodes/nodes.h"
+
+/* ----------
+ * launcher.c: the process
+ * ----------
+ */
+extern void tasksched_launcher_register(void);
+extern PGDLLEXPORT void tasksched_launcher_main(Datum arg);
+
+/* ----------
+ * commands.c: commands that need a database to themselves
+ * ----------
+ */
+extern void tasksched_commands_init(void);
+
+/* ----------
+ * guard.c: who may give commands that lock what is ours
+ * ----------
+ */
+extern void tasksched_guard_command(Node *stmt);
+
+#endif							/* TASKSCHED_LAUNCHER_H */

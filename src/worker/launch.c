@@ -1,0 +1,368 @@
+/*
+ * launch.c
+ *	  One launch of a task.
+ *
+ * A launch takes two transactions.  The first reads the row; so a running
+ * action holds no lock on our tables.  The second is the action's own, and the
+ * outcome is written in it: see commit.c.
+ *
+ * A cancel interrupt is meant for an action, so it is held back all the time but
+ * while one runs, and what came too late for its launch is dropped.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "jit/jit.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "actions/actions.h"
+#include "base/base.h"
+#include "base/settings.h"
+#include "shared/shared.h"
+#include "store/store.h"
+#include "worker/internal.h"
+#include "worker/worker.h"
+
+/*
+ * Is the function still what the scheduler has found?  That was a moment ago.  A
+ * stage that goes on at once has not been looked at by the scheduler.
+ */
+static char *
+recheck_action(Action *action, bool found_now)
+{
+	Oid			owner = action->function_owner;
+
+	if (!found_now)
+		return tasksched_task_blocked(tasksched_launch.row.action, tasksched_session_owner(), false, action);
+	if (tasksched_action_unfit(action->function, action) == UNFIT_NOT &&
+		action->function_owner == owner)
+		return NULL;
+	return tasksched_action_blocked(tasksched_launch.row.action, action);
+}
+
+/*
+ * Read the task and check its action; false if there is nothing to run.  If the
+ * launch can't begin, the process ends and the scheduler undoes the claim.
+ */
+static bool
+prepare_launch(Action *action, bool found_now)
+{
+	char	   *blocked = NULL;
+	bool		stale;
+	bool		found = false;
+	MemoryContext old;
+
+	CHECK_FOR_INTERRUPTS();		/* whoever has to leave does so before the launch begins */
+	tasksched_begin();
+	stale = tasksched_session_is_stale();
+	if (!stale)
+	{
+		old = MemoryContextSwitchTo(tasksched_launch_cxt);
+		found = tasksched_row_read(&tasksched_launch.ref, &tasksched_launch.row);
+		if (found)
+			blocked = recheck_action(action, found_now);
+		MemoryContextSwitchTo(old);
+	}
+	tasksched_commit();
+	TASKSCHED_FAULT_POINT("task read");
+
+	if (stale)
+		tasksched_slot_end(END_STALE);
+	else if (blocked != NULL)
+		ereport(LOG,
+				(errmsg("tasksched could not launch task %s: %s",
+						tasksched_uuid_out(&tasksched_launch.ref.id), blocked)));
+	if (stale || blocked != NULL)
+		proc_exit(0);
+	return found;
+}
+
+/*
+ * The function was dropped before it could be called.  Nothing has happened, so
+ * let the claim be undone: the scheduler finds the function that is there now, or
+ * says why there is none.
+ */
+static void
+leave_without_function(void)
+{
+	tasksched_slot_end(END_STALE);
+	ereport(LOG,
+			(errmsg("tasksched could not launch task %s: its function was dropped or got another owner at this moment",
+					tasksched_uuid_out(&tasksched_launch.ref.id)),
+			 errdetail("The task will be launched again.")));
+	proc_exit(0);
+}
+
+/* Call the action and commit, with the outcome */
+static void
+run_action(const Action *action)
+{
+	SetCurrentStatementStartTimestamp();
+	TASKSCHED_FAULT_POINT("slot begun");
+	StartTransactionCommand();
+	if (!tasksched_action_is_there(action))
+		leave_without_function();
+	tasksched_launch.in_action = true;
+	tasksched_action_call(action, tasksched_launch.row.task, tasksched_launch.row.params, tasksched_launch.row.params_null,
+						  tasksched_launch.row.first_launch, &tasksched_launch.returned, tasksched_launch_cxt);
+	if (GetCurrentTransactionNestLevel() > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("action left a subtransaction open")));
+	tasksched_launch.finishing = true;
+	tasksched_be_first_at_commit();
+	CommitTransactionCommand();
+	tasksched_launch.in_action = false;
+}
+
+/* ----------
+ * Errors
+ * ----------
+ */
+
+/* Hold what an error has let go */
+static void
+hold_interrupts_again(void)
+{
+	HOLD_INTERRUPTS();
+	HOLD_CANCEL_INTERRUPTS();
+}
+
+/* Log the error; if it is too long for that, this is the error from here on */
+static void
+report_error(void)
+{
+	PG_TRY();
+	{
+		EmitErrorReport();
+	}
+	PG_CATCH();
+	{
+		hold_interrupts_again();
+		EmitErrorReport();
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Clean up after an error, as PostgresMain() does.  The error is copied after the
+ * abort has freed memory, which may be what lacked.
+ */
+static ErrorData *
+recover_from_error(void)
+{
+	ErrorData  *edata;
+
+	hold_interrupts_again();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	report_error();
+	AbortOutOfAnyTransaction();
+	PortalErrorCleanup();
+	jit_reset_after_error();
+	MemoryContextSwitchTo(tasksched_launch_cxt);
+	edata = CopyErrorData();
+	FlushErrorState();
+	tasksched_launch.in_action = false;
+	RESUME_INTERRUPTS();
+	return edata;
+}
+
+/* The attempt has failed: store that in a transaction of its own */
+static void
+store_failure(ErrorData *edata)
+{
+	/* an error from here on is ours, and ends the process */
+	tasksched_slot_end(END_BOOKKEEPING);
+	TASKSCHED_FAULT_POINT("action failed");
+	tasksched_begin();
+	(void) tasksched_lift_lock_timeout();
+	tasksched_launch.outcome = tasksched_outcome(STATUS_FAILED);
+	tasksched_launch.outcome.error = tasksched_error_text(edata->message);
+	tasksched_launch.outcome.error_details = tasksched_error_details(edata);
+	tasksched_store_lock(true);
+	if (!tasksched_store_finish(&tasksched_launch.ref, &tasksched_launch.outcome))
+		tasksched_launch.superseded = true;
+	tasksched_commit();
+}
+
+/*
+ * Has an error in our own statements ended the launch?  Languages other than
+ * PL/pgSQL may raise it again with more words around it, and with another SQLSTATE.
+ */
+static bool
+is_own_error(const ErrorData *edata)
+{
+	const ErrorData *own = tasksched_launch.own_error;
+
+	if (!tasksched_launch.bookkeeping || own == NULL)
+		return tasksched_launch.bookkeeping;
+	if (own->message == NULL || edata->message == NULL)
+		return own->sqlerrcode == edata->sqlerrcode;
+	return strstr(edata->message, own->message) != NULL;
+}
+
+/*
+ * An error in our own statements does not fail the task, unless it is a conflict
+ * between transactions, which may be the action's: it is not while we take the locks
+ * on our tables, where a deadlock is with somebody who wants these.
+ */
+static bool
+outcome_was_lost(const ErrorData *edata)
+{
+	if (!is_own_error(edata))
+		return false;
+	return tasksched_launch.own_error == NULL || tasksched_launch.locking ||
+		ERRCODE_TO_CATEGORY(tasksched_launch.own_error->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK;
+}
+
+/*
+ * Was it the function's absence that raised the error?  If it was dropped later on,
+ * while it ran, and raised such an error itself, that makes no difference: all that
+ * it did is rolled back.
+ */
+static bool
+function_was_gone(const ErrorData *edata)
+{
+	bool		gone;
+
+	if (tasksched_launch.has_committed ||
+		(edata->sqlerrcode != ERRCODE_INTERNAL_ERROR &&
+		 edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION))
+		return false;
+	/* an error from here on is ours */
+	tasksched_slot_end(END_BOOKKEEPING);
+	tasksched_begin();
+	gone = !tasksched_action_is_there(tasksched_launch.action);
+	tasksched_commit();
+	return gone;
+}
+
+static void
+handle_error(void)
+{
+	ErrorData  *edata = recover_from_error();
+
+	if (tasksched_launch.superseded)
+		return;
+	if (outcome_was_lost(edata))
+	{
+		tasksched_slot_end(END_BOOKKEEPING);
+		ereport(LOG,
+				(errmsg("tasksched could not store the outcome of task %s",
+						tasksched_uuid_out(&tasksched_launch.ref.id)),
+				 errdetail("The task will be launched again.")));
+		proc_exit(0);
+	}
+	if (function_was_gone(edata))
+		leave_without_function();
+	store_failure(edata);
+}
+
+/* ----------
+ * Running
+ * ----------
+ */
+
+/* Show the task in pg_stat_activity, and as the STATEMENT of log messages */
+static void
+show_activity(void)
+{
+	char	   *text;
+
+	MemoryContextSwitchTo(tasksched_launch_cxt);
+	text = psprintf("tasksched: %s %s", tasksched_launch.row.action, tasksched_uuid_out(&tasksched_launch.ref.id));
+	debug_query_string = text;
+	pgstat_report_activity(STATE_RUNNING, text);
+}
+
+/* Done with the task; the next one may want a fresh process */
+static void
+settle(void)
+{
+	tasksched_slot_end(END_BOOKKEEPING);
+	tasksched_slot_settle(tasksched_worker_idle_timeout == 0 || tasksched_session_is_stateful());
+}
+
+/*
+ * Run one launch; returns true if the next launch of the same task, in
+ * tasksched_launch.ref, follows at once.
+ */
+static bool
+run_launch(Action *action, bool found_now)
+{
+	bool		paused = false;
+
+	TASKSCHED_FAULT_POINT("task taken");
+	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&tasksched_launch.ref, &paused))
+	{
+		if (paused)
+		{
+			/* the scheduler undoes the claim */
+			tasksched_slot_end(END_STALE);
+			proc_exit(0);
+		}
+		settle();
+		return false;
+	}
+
+	show_activity();
+	tasksched_launch.action = action;
+	QueryCancelPending = false; /* it was meant for an earlier launch */
+	RESUME_CANCEL_INTERRUPTS();
+	PG_TRY();
+	{
+		run_action(action);
+		HOLD_CANCEL_INTERRUPTS();
+	}
+	PG_CATCH();
+	{
+		handle_error();
+	}
+	PG_END_TRY();
+	TASKSCHED_FAULT_POINT("outcome committed");
+
+	if (!tasksched_launch.superseded && tasksched_launch.outcome.status == STATUS_ACTIVE)
+	{
+		tasksched_launch.ref.launch = tasksched_next_launch(tasksched_launch.ref.launch);
+		tasksched_slot_proceed(&tasksched_launch.ref);
+		return true;
+	}
+	settle();
+	tasksched_waiters_tell(tasksched_waiters_bit(&tasksched_launch.ref.id));
+	return false;
+}
+
+void
+tasksched_run_task(const TaskRef *task, Action *action)
+{
+	bool		again;
+	bool		first = true;
+
+	memset(&tasksched_launch, 0, sizeof(Launch));
+	tasksched_launch.ref = *task;
+	do
+	{
+		TaskRef		ref = tasksched_launch.ref;
+
+		memset(&tasksched_launch, 0, sizeof(Launch));
+		tasksched_launch.ref = ref;
+		tasksched_launch.committed.run_at = DT_NOEND;
+		again = run_launch(action, first);
+		TASKSCHED_FAULT_POINT("slot settled");
+		first = false;
+		debug_query_string = NULL;
+		MemoryContextReset(tasksched_launch_cxt);
+		tasksched_session_reset();
+		(void) pgstat_report_stat(false);
+	} while (again);
+	tasksched_launch.ref.launch = 0;
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
