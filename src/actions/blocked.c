@@ -130,33 +130,39 @@ add_share(Share *shares, int *n, Oid role)
 	shares[i].n++;
 }
 
-/* Who has the places, in words */
+/* Add "who: how many" to a list */
+static void
+append_count(StringInfo list, const char *who, int n)
+{
+	if (n > 0)
+		appendStringInfo(list, "%s%s: %d", list->len > 0 ? ", " : "", who, n);
+}
+
+/* Who has the places, as a list */
 static char *
 describe_shares(Share *shares, int n, int locked)
 {
-	StringInfoData buf;
+	StringInfoData list;
 	int			others = 0;
 
 	qsort(shares, n, sizeof(Share), compare_shares);
-	initStringInfo(&buf);
+	initStringInfo(&list);
 	for (int i = 0; i < n; i++)
 	{
 		char	   *name = i < NAMED_ROLES && OidIsValid(shares[i].role) ?
 			GetUserNameFromId(shares[i].role, true) : NULL;
 
 		if (name == NULL)
-			others += shares[i].n;
-		else
 		{
-			tasksched_text_mask(name);
-			appendStringInfo(&buf, "%s%s: %d", buf.len > 0 ? ", " : "", name, shares[i].n);
+			others += shares[i].n;
+			continue;
 		}
+		tasksched_text_mask(name);
+		append_count(&list, name, shares[i].n);
 	}
-	if (others > 0)
-		appendStringInfo(&buf, "%sother roles: %d", buf.len > 0 ? ", " : "", others);
-	if (locked > 0)
-		appendStringInfo(&buf, "%sended, but locked by other transactions: %d", buf.len > 0 ? ", " : "", locked);
-	return buf.data;
+	append_count(&list, "other roles", others);
+	append_count(&list, "ended, but locked by other transactions", locked);
+	return list.data;
 }
 
 /* Are all places for running tasks of this database taken?  Says so, and by whom; NULL if one is free */

@@ -60,17 +60,17 @@ tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
 	if (status_null && result_null && error_null && run_at_null)
 		return;
 	if (status_null)
-		invalid_outcome(_("The status is null."));
+		invalid_outcome("The status is null.");
 	outcome->status = tasksched_status_from_datum(status);
 	if (outcome->status == STATUS_CANCELLED)
-		invalid_outcome(_("An action cannot cancel its task."));
+		invalid_outcome("An action cannot cancel its task.");
 	if (!run_at_null && outcome->status != STATUS_SCHEDULED)
-		invalid_outcome(_("A due time goes with the status scheduled only."));
+		invalid_outcome("A due time goes with the status scheduled only.");
 	if (!run_at_null)
 	{
 		outcome->run_at = DatumGetTimestampTz(run_at);
 		if (TIMESTAMP_NOT_FINITE(outcome->run_at))
-			invalid_outcome(_("The due time is infinite."));
+			invalid_outcome("The due time is infinite.");
 	}
 
 	old = MemoryContextSwitchTo(cxt);

@@ -15,7 +15,6 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -96,20 +95,6 @@ database_needed(Node *stmt, LOCKMODE *mode)
 }
 
 static bool
-may_create_databases(void)
-{
-	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
-	bool		result = superuser();
-
-	if (HeapTupleIsValid(tuple))
-	{
-		result |= ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
-		ReleaseSysCache(tuple);
-	}
-	return result;
-}
-
-static bool
 is_template(Oid dboid)
 {
 	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
@@ -123,7 +108,12 @@ is_template(Oid dboid)
 	return result;
 }
 
-/* May the current user give the command, here and now? */
+/*
+ * Will the server let the current user give the command, here and now?  It finds
+ * that out only as it waits for our processes to leave, so the questions that
+ * decide who may send them away are asked here as well.  If the server comes to
+ * refuse more than that, our processes leave in vain, and come back.
+ */
 static bool
 may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
 {
@@ -138,9 +128,9 @@ may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
 	switch (nodeTag(stmt))
 	{
 		case T_CreatedbStmt:
-			return may_create_databases() && (owner || is_template(dboid));
+			return have_createdb_privilege() && (owner || is_template(dboid));
 		case T_RenameStmt:
-			return may_create_databases() && owner;
+			return have_createdb_privilege() && owner;
 		default:
 			return owner;
 	}
@@ -166,35 +156,44 @@ clear_database(Oid dboid, LOCKMODE mode)
 }
 
 /*
- * The tasks that keep a database in use, and what to do; NULL if there are none.
- * That database may have another encoding.
+ * The tasks that run in a database, as a list; NULL if there are none.  That
+ * database may have another encoding.
  */
 static char *
-running_tasks_hint(Oid dboid, bool drop)
+list_running_tasks(Oid dboid)
 {
-	StringInfoData buf;
+	StringInfoData list;
 	int			nslots;
 	TaskSlot   *slots = tasksched_slots_copy(dboid, &nslots);
 	int			n = 0;
 
-	initStringInfo(&buf);
+	initStringInfo(&list);
 	for (int i = 0; i < nslots; i++)
 	{
-		if (slots[i].state != SLOT_READY && slots[i].state != SLOT_RUNNING)
+		if (!tasksched_slot_has_task(&slots[i]))
+			continue;
+		if (n++ >= MAX_NAMED_TASKS)
 			continue;
 		tasksched_text_mask_beyond_ascii(slots[i].action);
-		if (n++ < MAX_NAMED_TASKS)
-			appendStringInfo(&buf, _("%s task %s (action \"%s\", PID %d)"), n > 1 ? "," : "",
-							 tasksched_uuid_out(&slots[i].task.id), slots[i].action, slots[i].pid);
+		appendStringInfo(&list, "%stask %s (action \"%s\", PID %d)", n > 1 ? ", " : "",
+						 tasksched_uuid_out(&slots[i].task.id), slots[i].action, slots[i].pid);
 	}
-	if (n == 0)
-		return NULL;
 	if (n > MAX_NAMED_TASKS)
-		appendStringInfo(&buf, _(", and %d more"), n - MAX_NAMED_TASKS);
-	return psprintf(drop ?
-					_("tasksched runs%s there. Use cancel_task() in that database, or DROP DATABASE ... WITH (FORCE).") :
-					_("tasksched runs%s there. Use cancel_task() in that database, or wait."),
-					buf.data);
+		appendStringInfo(&list, ", and %d more", n - MAX_NAMED_TASKS);
+	return n > 0 ? list.data : NULL;
+}
+
+/* What to do about the tasks that keep a database in use; NULL if there are none */
+static char *
+running_tasks_hint(Oid dboid, bool drop)
+{
+	char	   *tasks = list_running_tasks(dboid);
+
+	if (tasks == NULL)
+		return NULL;
+	if (drop)
+		return psprintf("tasksched runs %s there. Use cancel_task() in that database, or DROP DATABASE ... WITH (FORCE).", tasks);
+	return psprintf("tasksched runs %s there. Use cancel_task() in that database, or wait.", tasks);
 }
 
 static void

@@ -207,8 +207,8 @@ fail_crashed(const pg_uuid_t *id, int crashes)
 	Outcome		failed = tasksched_outcome(STATUS_FAILED);
 	ErrorData	edata = {.sqlerrcode = ERRCODE_CRASH_SHUTDOWN};
 
-	failed.error = psprintf(ngettext("task crashed its worker process %d time",
-									 "task crashed its worker process %d times", crashes), crashes);
+	failed.error = crashes == 1 ? pstrdup("task crashed its worker process 1 time") :
+		psprintf("task crashed its worker process %d times", crashes);
 	edata.hint = pstrdup("The server log says how the worker process ended.");
 	failed.error_details = tasksched_error_details(&edata);
 	(void) tasksched_to_finished(id, NULL, &failed, 1);
