@@ -152,8 +152,32 @@ report_error(void)
 }
 
 /*
- * Clean up after an error, as PostgresMain() does.  The error is copied after the
- * abort has freed memory, which may be what lacked.
+ * Copy the error.  NULL if there is no memory for that; then the lack of memory
+ * is the error from here on.
+ */
+static ErrorData *
+copy_error(void)
+{
+	ErrorData  *volatile edata = NULL;
+	MemoryContext old = MemoryContextSwitchTo(tasksched_launch_cxt);
+
+	PG_TRY();
+	{
+		edata = CopyErrorData();
+	}
+	PG_CATCH();
+	{
+		hold_interrupts_again();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	return edata;
+}
+
+/*
+ * Clean up after an error, as PostgresMain() does.  The error is copied before
+ * the abort: one that SPI_commit() or PL/pgSQL has thrown again points into
+ * memory that the abort frees.
  */
 static ErrorData *
 recover_from_error(void)
@@ -164,11 +188,13 @@ recover_from_error(void)
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
 	report_error();
+	edata = copy_error();
 	AbortOutOfAnyTransaction();
 	PortalErrorCleanup();
 	jit_reset_after_error();
 	MemoryContextSwitchTo(tasksched_launch_cxt);
-	edata = CopyErrorData();
+	if (edata == NULL)
+		edata = CopyErrorData();
 	FlushErrorState();
 	tasksched_launch.in_action = false;
 	RESUME_INTERRUPTS();

@@ -247,14 +247,15 @@ foreach my $n (1 .. 4)
 	wait_until($node, 'SELECT ' . neighbours_run(), "fast restart $n: the neighbours are resumed");
 }
 my $start = time;
-foreach my $n (1 .. 6)
+foreach my $n (1 .. 7)
 {
 	my $task = schedule($node, q{'once'});
 
 	wait_for_status($node, $task, 'complete', "scheduler $n works");
 	signal_process('TERM', scheduler_pid($node));
 }
-cmp_ok(time - $start, '<', 25, 'schedulers are started again at once');
+# with delays that double it would take 127 s
+cmp_ok(time - $start, '<', 60, 'schedulers are started again at once');
 
 # ---------------------------------------------------------------------------
 # Somebody locks tasks' rows before the scheduler can resume them after a crash
