@@ -28,17 +28,29 @@ COMMENT ON OPERATOR FAMILY @extschema@.task_owner_ops USING hash IS 'equality of
 COMMENT ON OPERATOR CLASS @extschema@.task_owner_ops USING hash IS 'equality of roles, for indexes, grouping and joins';
 COMMENT ON FUNCTION @extschema@._name_only(@extschema@.task_owner) IS 'internal: whether no role had the name when the value was made, and one may have it now';
 
--- indexes of users on columns of the type have the order of before
+-- Indexes of users on columns of the type, or of one that contains it, are in the
+-- order of the old version.
 DO $$
 DECLARE
 	index pg_catalog.regclass;
 BEGIN
 	FOR index IN
+		WITH RECURSIVE containing(type) AS (
+			SELECT '@extschema@.task_owner'::pg_catalog.regtype::pg_catalog.oid
+			UNION
+			SELECT t.oid
+			FROM containing c, pg_catalog.pg_type t
+			WHERE c.type IN (t.typelem, t.typbasetype)
+				OR EXISTS (SELECT FROM pg_catalog.pg_range r WHERE c.type = r.rngsubtype AND t.oid IN (r.rngtypid, r.rngmultitypid))
+				OR EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.atttypid = c.type
+					AND a.attnum > 0 AND NOT a.attisdropped))
 		SELECT i.indexrelid
-		FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-		WHERE c.relkind = 'i' AND EXISTS (
-			SELECT FROM pg_catalog.pg_opclass o
-			WHERE o.opcintype = '@extschema@.task_owner'::pg_catalog.regtype AND o.oid = ANY (i.indclass))
+		FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
+		WHERE ic.relkind = 'i' AND (
+			EXISTS (SELECT FROM pg_catalog.pg_opclass o
+				WHERE o.opcintype = '@extschema@.task_owner'::pg_catalog.regtype AND o.oid = ANY (i.indclass))
+			OR EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN containing c ON c.type = a.atttypid
+				WHERE a.attrelid = i.indexrelid))
 	LOOP
 		EXECUTE pg_catalog.format('REINDEX INDEX %s', index);
 	END LOOP;

@@ -6,6 +6,7 @@
 
 #include "storage/lmgr.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 
 #include "base/base.h"
 #include "shared/shared.h"
@@ -16,6 +17,57 @@ static void
 lock_table(const char *table, LOCKMODE mode)
 {
 	LockRelationOid(get_relname_relid(table, tasksched_schema_oid()), mode);
+}
+
+/* What has kept an action from our locks, since the last call of the next function */
+static ErrorData *lock_error = NULL;
+
+void
+tasksched_store_forget_lock_error(void)
+{
+	if (lock_error != NULL)
+		FreeErrorData(lock_error);
+	lock_error = NULL;
+}
+
+const ErrorData *
+tasksched_store_lock_error(void)
+{
+	return lock_error;
+}
+
+static void
+lock_to_write(bool finished_too)
+{
+	tasksched_extension_check();
+	lock_table("tasks", AccessShareLock);
+	lock_table("live", RowExclusiveLock);
+	if (finished_too)
+		lock_table("finished", RowExclusiveLock);
+}
+
+/*
+ * In an action: take the locks, and keep the error if that fails.  If the action
+ * has read our tables by itself, it may meet REINDEX in a deadlock, which is no
+ * failure of its own.
+ */
+static void
+lock_in_action(bool finished_too)
+{
+	PG_TRY();
+	{
+		lock_to_write(finished_too);
+	}
+	PG_CATCH();
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		tasksched_store_forget_lock_error();
+		lock_error = CopyErrorData();
+		MemoryContextSwitchTo(old);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 }
 
 /*
@@ -30,11 +82,10 @@ lock_table(const char *table, LOCKMODE mode)
 void
 tasksched_store_lock(bool finished_too)
 {
-	tasksched_extension_check();
-	lock_table("tasks", AccessShareLock);
-	lock_table("live", RowExclusiveLock);
-	if (finished_too)
-		lock_table("finished", RowExclusiveLock);
+	if (tasksched_slot_is_running())
+		lock_in_action(finished_too);
+	else
+		lock_to_write(finished_too);
 }
 
 /* The same for what reads tasks */

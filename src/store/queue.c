@@ -361,9 +361,9 @@ enum
 };
 
 /*
- * Delete finished tasks that are old enough.  Looks at up to so many; returns at
- * how many, or 0 if none could be deleted.  It begins at a time that it moves on, so
- * that it does not step again over those that it has deleted already.
+ * Delete finished tasks that are old enough.  Looks at up to "limit" of them, from
+ * a moment on that it moves forward, so that it does not step again over those
+ * that it has deleted; returns at how many it has looked.
  */
 int
 tasksched_store_purge(TimestampTz *from, int limit)
@@ -374,6 +374,7 @@ tasksched_store_purge(TimestampTz *from, int limit)
 	Datum	   *old;
 	int			n;
 	int			nold = 0;
+	TimestampTz before = *from;
 
 	if (tasksched_keep_finished_tasks < 0)
 		return 0;
@@ -397,5 +398,8 @@ tasksched_store_purge(TimestampTz *from, int limit)
 	if (nold > 0)
 		(void) tasksched_run(Q_PURGE, &places);
 	tasksched_leave(&saved);
-	return nold > 0 ? n : 0;
+	/* all of this moment have to stay: go on behind it */
+	if (nold == 0 && n == limit && *from == before)
+		(*from)++;
+	return n;
 }

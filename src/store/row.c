@@ -305,15 +305,30 @@ tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row)
 	return find_place(TABLE_FINISHED, id, row);
 }
 
-/* Delete the row of a finished task, though the transaction's snapshot may not see it */
+/*
+ * Delete the row of a finished task, though the transaction's snapshot may not
+ * see it.  It does not matter if somebody else does so at the same time.
+ */
 void
 tasksched_row_delete_finished(const TaskLookup *row)
 {
 	Relation	rel = open_table(TABLE_FINISHED, RowExclusiveLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ItemPointerData place = row->place;
+	TM_FailureData failure;
+	TM_Result	locked;
 
 	Assert(row->finished);
-	simple_heap_delete(rel, unconstify(ItemPointerData *, &row->place));
-	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	locked = table_tuple_lock(rel, &place, GetActiveSnapshot(), slot, GetCurrentCommandId(true),
+							  LockTupleExclusive, LockWaitBlock, TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
+	PopActiveSnapshot();
+	ExecDropSingleTupleTableSlot(slot);
+	if (locked == TM_Ok)
+	{
+		simple_heap_delete(rel, &place);
+		CommandCounterIncrement();
+	}
 	table_close(rel, NoLock);
 }
 

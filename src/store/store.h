@@ -28,6 +28,8 @@ extern int	tasksched_store_prepared_transactions(TransactionId **xids);
  */
 extern void tasksched_store_lock(bool finished_too);
 extern void tasksched_store_lock_to_read(void);
+extern const ErrorData *tasksched_store_lock_error(void);
+extern void tasksched_store_forget_lock_error(void);
 
 /* ----------
  * installation.c: this installation, and whether its scheduler is paused

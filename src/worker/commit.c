@@ -115,9 +115,7 @@ store_in_action(void)
 	nest_level = tasksched_lift_lock_timeout();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	TASKSCHED_FAULT_POINT("action returned");
-	tasksched_launch.locking = true;
 	tasksched_store_lock(tasksched_launch.finishing);
-	tasksched_launch.locking = false;
 	if (tasksched_launch.finishing)
 	{
 		decide_outcome();
@@ -165,7 +163,6 @@ store_at_commit(void)
 	if (tasksched_launch.own_error != NULL)
 		FreeErrorData(tasksched_launch.own_error);
 	tasksched_launch.own_error = NULL;
-	tasksched_launch.locking = false;
 	tasksched_launch.bookkeeping = true;
 	PG_TRY();
 	{

@@ -36,7 +36,6 @@ typedef struct Launch
 	bool		has_committed;	/* a procedure, on its way */
 	bool		superseded;		/* the fence has failed */
 	bool		bookkeeping;	/* our own statements have begun, and not come to their end */
-	bool		locking;		/* likewise: they take their locks */
 	ErrorData  *own_error;		/* what they raised; NULL if that could not be kept */
 	TaskRef		ref;
 	TaskRow		row;
@@ -44,6 +43,7 @@ typedef struct Launch
 	Outcome		outcome;		/* what the launch comes to */
 	Staged		committed;		/* as of the last commit */
 	Staged	   *staged;			/* since then, innermost subtransaction first */
+	bool		session_is_reset;	/* since the launch has ended */
 } Launch;
 
 /* ----------
@@ -55,6 +55,7 @@ extern Oid	tasksched_session_owner(void);
 extern bool tasksched_session_role_changed(void);
 extern bool tasksched_session_is_stale(void);
 extern bool tasksched_session_is_stateful(void);
+extern bool tasksched_session_has_temporary_objects(void);
 extern void tasksched_session_reset(void);
 
 /* ----------

@@ -220,33 +220,41 @@ store_failure(ErrorData *edata)
 }
 
 /*
- * Has an error in our own statements ended the launch?  Languages other than
- * PL/pgSQL may raise it again with more words around it, and with another SQLSTATE.
+ * Is it the error that was kept?  Languages other than PL/pgSQL may raise it again
+ * with more words around it, and with another SQLSTATE.
  */
+static bool
+is_same_error(const ErrorData *edata, const ErrorData *kept)
+{
+	if (kept->message == NULL || edata->message == NULL)
+		return kept->sqlerrcode == edata->sqlerrcode;
+	return strstr(edata->message, kept->message) != NULL;
+}
+
+/* Has an error in our own statements ended the launch? */
 static bool
 is_own_error(const ErrorData *edata)
 {
 	const ErrorData *own = tasksched_launch.own_error;
 
-	if (!tasksched_launch.bookkeeping || own == NULL)
-		return tasksched_launch.bookkeeping;
-	if (own->message == NULL || edata->message == NULL)
-		return own->sqlerrcode == edata->sqlerrcode;
-	return strstr(edata->message, own->message) != NULL;
+	return tasksched_launch.bookkeeping && (own == NULL || is_same_error(edata, own));
 }
 
 /*
  * An error in our own statements does not fail the task, unless it is a conflict
- * between transactions, which may be the action's: it is not while we take the locks
- * on our tables, where a deadlock is with somebody who wants these.
+ * between transactions, which may be the action's.  It is not while we take the locks
+ * on our tables, wherever that is: a deadlock is with somebody who wants these.
  */
 static bool
 outcome_was_lost(const ErrorData *edata)
 {
-	if (!is_own_error(edata))
-		return false;
-	return tasksched_launch.own_error == NULL || tasksched_launch.locking ||
-		ERRCODE_TO_CATEGORY(tasksched_launch.own_error->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK;
+	const ErrorData *own = tasksched_launch.own_error;
+	const ErrorData *lock_error = tasksched_store_lock_error();
+
+	if (lock_error != NULL && is_same_error(edata, lock_error))
+		return true;
+	return is_own_error(edata) &&
+		(own == NULL || ERRCODE_TO_CATEGORY(own->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK);
 }
 
 /*
@@ -309,11 +317,29 @@ show_activity(void)
 	pgstat_report_activity(STATE_RUNNING, text);
 }
 
-/* Done with the task; the next one may want a fresh process */
+static void
+tell_waiters(void)
+{
+	tasksched_waiters_tell(tasksched_waiters_bit(&tasksched_launch.ref.id));
+}
+
+/*
+ * Done with the task; the next one may want a fresh process.
+ *
+ * To drop temporary objects the session may have to wait for a lock, since
+ * others may depend on them.  The worker keeps its place for that time, so that
+ * the wait is seen, and a task does not wait unseen for the worker.
+ */
 static void
 settle(void)
 {
 	tasksched_slot_end(END_BOOKKEEPING);
+	if (tasksched_session_has_temporary_objects())
+	{
+		tell_waiters();
+		tasksched_session_reset();
+		tasksched_launch.session_is_reset = true;
+	}
 	tasksched_slot_settle(tasksched_worker_idle_timeout == 0 || tasksched_session_is_stateful());
 }
 
@@ -362,7 +388,7 @@ run_launch(Action *action, bool found_now)
 		return true;
 	}
 	settle();
-	tasksched_waiters_tell(tasksched_waiters_bit(&tasksched_launch.ref.id));
+	tell_waiters();
 	return false;
 }
 
@@ -381,12 +407,14 @@ tasksched_run_task(const TaskRef *task, Action *action)
 		memset(&tasksched_launch, 0, sizeof(Launch));
 		tasksched_launch.ref = ref;
 		tasksched_launch.committed.run_at = DT_NOEND;
+		tasksched_store_forget_lock_error();
 		again = run_launch(action, first);
 		TASKSCHED_FAULT_POINT("slot settled");
 		first = false;
 		debug_query_string = NULL;
 		MemoryContextReset(tasksched_launch_cxt);
-		tasksched_session_reset();
+		if (!tasksched_launch.session_is_reset)
+			tasksched_session_reset();
 		(void) pgstat_report_stat(false);
 	} while (again);
 	tasksched_launch.ref.launch = 0;

@@ -239,6 +239,17 @@ tasksched_session_is_stateful(void)
 	return stateful;
 }
 
+/* Has the session made temporary objects, which its reset drops? */
+bool
+tasksched_session_has_temporary_objects(void)
+{
+	Oid			namespace;
+	Oid			toast_namespace;
+
+	GetTempNamespaceState(&namespace, &toast_namespace);
+	return OidIsValid(namespace);
+}
+
 /*
  * Bring the session back to its initial state, as DISCARD ALL but for plans.
  * Beyond that, let go of replication slots, as PostgresMain() does after an

@@ -65,11 +65,14 @@ sql($node, <<'EOT', 'updated');
 CREATE EXTENSION tasksched VERSION '0.1';
 CREATE TABLE owned (owner tasksched.task_owner);
 CREATE INDEX owned_owner ON owned (owner);
+CREATE TYPE pair AS (n int, owners tasksched.task_owner[]);
+CREATE TABLE pairs (one pair);
+CREATE INDEX pairs_one ON pairs (one);
 ALTER EXTENSION tasksched UPDATE;
 EOT
-is(sql($node, q{SELECT pg_relation_filenode('owned_owner') <> oid FROM pg_class WHERE oid = 'owned_owner'::regclass}, 'updated'),
-	't', 'an index on owners is built anew');
-sql($node, 'DROP TABLE owned', 'updated');
+is(sql($node, q{SELECT count(*) FROM pg_class WHERE relname IN ('owned_owner', 'pairs_one') AND relfilenode <> oid}, 'updated'),
+	'2', 'indexes on owners are built anew, and those on what contains owners');
+sql($node, 'DROP TABLE owned, pairs; DROP TYPE pair', 'updated');
 
 my @fresh = split /\n/, sql($node, $objects, 'fresh');
 my @updated = split /\n/, sql($node, $objects, 'updated');
