@@ -627,7 +627,11 @@ BEGIN
 END
 $$;
 
--- pg_dump would warn that it can't dump these, of the row types of tables
+-- The server records each REVOKE of an extension's script in pg_init_privs, also
+-- those on the row types of tables.  pg_dump knows no such entry, and warns of each:
+-- "unsupported pg_init_privs entry".  Only a DELETE helps: default privileges do
+-- not apply to row types, so the right has to be revoked, and no command takes
+-- the record back.
 DELETE FROM pg_catalog.pg_init_privs p
 USING pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
 WHERE p.classoid = 'pg_catalog.pg_type'::regclass AND p.objoid = t.oid
