@@ -378,30 +378,40 @@ tasksched_schedule_tasks_jsonb(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* Columns of the type outcome */
+enum
+{
+	OUTCOME_STATUS,
+	OUTCOME_RESULT,
+	OUTCOME_ERROR,
+	OUTCOME_RUN_AT,
+	NUM_OUTCOME
+};
+
 /* The outcome reschedule() makes */
 PG_FUNCTION_INFO_V1(tasksched_reschedule);
 Datum
 tasksched_reschedule(PG_FUNCTION_ARGS)
 {
 	TupleDesc	desc;
-	Datum		values[4] = {0};
-	bool		nulls[4] = {false, true, true, true};
+	Datum		values[NUM_OUTCOME] = {0};
+	bool		nulls[NUM_OUTCOME] = {false, true, true, true};
 	TimestampTz run_at = PG_ARGISNULL(0) ? 0 : PG_GETARG_TIMESTAMPTZ(0);
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	values[0] = tasksched_status_datum(STATUS_SCHEDULED);
+	values[OUTCOME_STATUS] = tasksched_status_datum(STATUS_SCHEDULED);
 	if (!PG_ARGISNULL(1))
 	{
-		values[1] = PG_GETARG_DATUM(1);
-		nulls[1] = false;
+		values[OUTCOME_RESULT] = PG_GETARG_DATUM(1);
+		nulls[OUTCOME_RESULT] = false;
 	}
 	if (!PG_ARGISNULL(0) || !PG_ARGISNULL(2))
 	{
-		values[3] = TimestampTzGetDatum(due_time(PG_ARGISNULL(0) ? NULL : &run_at,
+		values[OUTCOME_RUN_AT] = TimestampTzGetDatum(due_time(PG_ARGISNULL(0) ? NULL : &run_at,
 												 PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2),
 												 GetCurrentTimestamp()));
-		nulls[3] = false;
+		nulls[OUTCOME_RUN_AT] = false;
 	}
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -107,6 +107,20 @@ progress_of(const TaskSlot *slot)
 	return JsonbValueToJsonb(state.result);
 }
 
+/* Columns of the view running_tasks */
+enum
+{
+	RUNNING_TASK_ID,
+	RUNNING_ACTION,
+	RUNNING_OWNER,
+	RUNNING_PID,
+	RUNNING_LAUNCH,
+	RUNNING_STATE,
+	RUNNING_SINCE,
+	RUNNING_PROGRESS,
+	NUM_RUNNING
+};
+
 PG_FUNCTION_INFO_V1(tasksched_running_tasks);
 Datum
 tasksched_running_tasks(PG_FUNCTION_ARGS)
@@ -123,22 +137,22 @@ tasksched_running_tasks(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 	{
 		TaskSlot   *slot = &slots[i];
-		Datum		values[8];
-		bool		nulls[8] = {false};
+		Datum		values[NUM_RUNNING];
+		bool		nulls[NUM_RUNNING] = {false};
 
 		if (slot->state != SLOT_READY && slot->state != SLOT_RUNNING)
 			continue;
 		if (!monitor && !tasksched_role_visible(slot->owner))
 			continue;
-		values[0] = UUIDPGetDatum(&slot->task.id);
-		values[1] = CStringGetTextDatum(slot->action);
-		values[2] = ObjectIdGetDatum(slot->owner);
-		values[3] = Int32GetDatum(slot->pid);
-		values[4] = Int32GetDatum(slot->task.launch);
-		values[5] = CStringGetTextDatum(slot->state == SLOT_READY ? "ready" : "running");
-		values[6] = TimestampTzGetDatum(slot->since);
-		nulls[7] = slot->state != SLOT_RUNNING || !slot->has_progress;
-		values[7] = nulls[7] ? (Datum) 0 : JsonbPGetDatum(progress_of(slot));
+		values[RUNNING_TASK_ID] = UUIDPGetDatum(&slot->task.id);
+		values[RUNNING_ACTION] = CStringGetTextDatum(slot->action);
+		values[RUNNING_OWNER] = ObjectIdGetDatum(slot->owner);
+		values[RUNNING_PID] = Int32GetDatum(slot->pid);
+		values[RUNNING_LAUNCH] = Int32GetDatum(slot->task.launch);
+		values[RUNNING_STATE] = CStringGetTextDatum(slot->state == SLOT_READY ? "ready" : "running");
+		values[RUNNING_SINCE] = TimestampTzGetDatum(slot->since);
+		nulls[RUNNING_PROGRESS] = slot->state != SLOT_RUNNING || !slot->has_progress;
+		values[RUNNING_PROGRESS] = nulls[RUNNING_PROGRESS] ? (Datum) 0 : JsonbPGetDatum(progress_of(slot));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
@@ -169,32 +183,46 @@ scheduler_state(const DatabaseInfo *db)
 	return db->pid != 0 ? "running" : "idle";
 }
 
+/* Columns of the view status */
+enum
+{
+	VIEW_DATABASE,
+	VIEW_STATE,
+	VIEW_PID,
+	VIEW_RUNNING,
+	VIEW_MAX_RUNNING,
+	VIEW_NEXT_DUE,
+	VIEW_LAST_SCAN,
+	VIEW_LAST_ERROR,
+	NUM_VIEW
+};
+
 /* One row of the view status */
 static void
 put_status(ReturnSetInfo *rsinfo, Oid dboid, const DatabaseInfo *db, int running)
 {
 	char	   *name = get_database_name(dboid);
 	NameData	database;
-	Datum		values[8];
-	bool		nulls[8] = {false};
+	Datum		values[NUM_VIEW];
+	bool		nulls[NUM_VIEW] = {false};
 	bool		see_error = caller_is_monitor() || tasksched_caller_is_admin();
 
 	if (name == NULL)
 		return;					/* just dropped */
 	tasksched_text_mask(name);
 	namestrcpy(&database, name);
-	values[0] = NameGetDatum(&database);
-	values[1] = CStringGetTextDatum(scheduler_state(db));
-	nulls[2] = db == NULL || db->pid == 0;
-	values[2] = Int32GetDatum(db ? db->pid : 0);
-	values[3] = Int32GetDatum(running);
-	values[4] = Int32GetDatum(tasksched_max_running_tasks);
-	nulls[5] = db == NULL || TIMESTAMP_NOT_FINITE(db->next_due);
-	values[5] = TimestampTzGetDatum(db ? db->next_due : 0);
-	nulls[6] = db == NULL || db->last_scan == 0;
-	values[6] = TimestampTzGetDatum(db ? db->last_scan : 0);
-	nulls[7] = db == NULL || db->last_error[0] == '\0' || !see_error;
-	values[7] = nulls[7] ? (Datum) 0 : CStringGetTextDatum(db->last_error);
+	values[VIEW_DATABASE] = NameGetDatum(&database);
+	values[VIEW_STATE] = CStringGetTextDatum(scheduler_state(db));
+	nulls[VIEW_PID] = db == NULL || db->pid == 0;
+	values[VIEW_PID] = Int32GetDatum(db ? db->pid : 0);
+	values[VIEW_RUNNING] = Int32GetDatum(running);
+	values[VIEW_MAX_RUNNING] = Int32GetDatum(tasksched_max_running_tasks);
+	nulls[VIEW_NEXT_DUE] = db == NULL || TIMESTAMP_NOT_FINITE(db->next_due);
+	values[VIEW_NEXT_DUE] = TimestampTzGetDatum(db ? db->next_due : 0);
+	nulls[VIEW_LAST_SCAN] = db == NULL || db->last_scan == 0;
+	values[VIEW_LAST_SCAN] = TimestampTzGetDatum(db ? db->last_scan : 0);
+	nulls[VIEW_LAST_ERROR] = db == NULL || db->last_error[0] == '\0' || !see_error;
+	values[VIEW_LAST_ERROR] = nulls[VIEW_LAST_ERROR] ? (Datum) 0 : CStringGetTextDatum(db->last_error);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

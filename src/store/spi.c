@@ -239,6 +239,13 @@ tasksched_run_into(const char *sql, Args *args, const Oid *argtypes, ReturnSetIn
 		elog(ERROR, "could not execute query: %s", SPI_result_code_string(rc));
 }
 
+/* Columns of the query on pg_prepared_xact() */
+enum
+{
+	PREPARED_XID = 1,
+	PREPARED_DATABASE
+};
+
 /*
  * The transactions that are prepared in this database, in the caller's memory
  * context; returns how many.
@@ -256,8 +263,8 @@ tasksched_store_prepared_transactions(TransactionId **xids)
 	*xids = MemoryContextAlloc(cxt, Max(SPI_processed, 1) * sizeof(TransactionId));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		if (DatumGetObjectId(tasksched_result(i, 2)) == MyDatabaseId)
-			(*xids)[n++] = DatumGetTransactionId(tasksched_result(i, 1));
+		if (DatumGetObjectId(tasksched_result(i, PREPARED_DATABASE)) == MyDatabaseId)
+			(*xids)[n++] = DatumGetTransactionId(tasksched_result(i, PREPARED_XID));
 	}
 	SPI_finish();
 	return n;
