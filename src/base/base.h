@@ -1,7 +1,7 @@
 /*
  * base.h
- *	  What all parts of tasksched stand on, and which knows neither slots nor
- *	  tables.
+ *	  The foundation that all other folders use. Nothing here depends on
+ *	  slots or tables.
  */
 #ifndef TASKSCHED_BASE_H
 #define TASKSCHED_BASE_H
@@ -12,7 +12,7 @@
 #include "base/types.h"
 
 /* ----------
- * process.c: what our background processes have in common
+ * process.c: common code of our background processes
  * ----------
  */
 extern void tasksched_describe_process(BackgroundWorker *worker, const char *kind);
@@ -21,7 +21,7 @@ extern void tasksched_watch_sigterm(void);
 extern bool tasksched_was_terminated(void);
 
 /* ----------
- * extension.c: the extension as the catalogs know it
+ * extension.c: the extension and its objects in the catalogs
  * ----------
  */
 extern Oid	tasksched_extension_oid(void);
@@ -43,7 +43,7 @@ extern bool tasksched_role_exists(Oid role);
 extern Datum tasksched_owner_oid(PG_FUNCTION_ARGS);
 
 /* ----------
- * outcome.c: what a launch comes to
+ * outcome.c: the outcome of a launch
  * ----------
  */
 extern Jsonb *tasksched_checked_result(Datum value);
@@ -52,7 +52,7 @@ extern char *tasksched_error_text(char *text);
 extern Jsonb *tasksched_error_details(ErrorData *edata);
 
 /* ----------
- * text.c: what can be stored, dumped and restored
+ * text.c: whether texts and values can be stored, dumped and restored
  * ----------
  */
 extern bool tasksched_text_mask(char *text);
@@ -70,7 +70,7 @@ extern void tasksched_uuid_generate(pg_uuid_t *uuid);
 extern char *tasksched_uuid_out(const pg_uuid_t *uuid);
 
 /* ----------
- * fault.c: points where a test can stop a process or make it fail
+ * fault.c: points at which a test can stop a process or make it fail
  * ----------
  */
 #ifdef TASKSCHED_FAULT_POINTS

@@ -1,10 +1,10 @@
 /*
  * compat.h
- *	  The one place that knows of differences between versions of the server.
+ *	  Differences between versions of the server, all in one place.
  *
- * The code is written for the newest one.  Here, what older ones lack is made
- * up from what they have, under the same names, and where they differ in more
- * than a name, a function of ours does the right thing for each.
+ * The code is written for the newest version.  For older versions, this header
+ * provides what they lack under the names of the newest one.  Where versions
+ * differ in more than a name, a function here hides the difference.
  */
 #ifndef TASKSCHED_COMPAT_H
 #define TASKSCHED_COMPAT_H
@@ -25,7 +25,7 @@
 #include "utils/jsonb.h"
 #include "utils/regproc.h"
 
-/* How a worker connects relies on fixes of these minor releases */
+/* The way a worker connects relies on fixes in these minor releases */
 static inline bool
 tasksched_server_is_fit(int version)
 {
@@ -33,14 +33,15 @@ tasksched_server_is_fit(int version)
 }
 
 /*
- * Connect as a role that may lack LOGIN, so that there is no other identity to
- * go back to.
+ * Connect as a role that may lack LOGIN.  The session never has another
+ * identity that the action could switch back to.
  *
- * A background worker can't do that before PostgreSQL 17, and to connect as a
- * superuser and switch would let the action switch back.  So do there what a
- * parallel worker does, whose identity is its leader's: set the identity first,
- * and have the connection leave it alone.  The caller has to see to it that
- * superuser is still right afterwards, and to set session_authorization.
+ * Before PostgreSQL 17, a background worker can't connect as a role without
+ * LOGIN.  Connecting as a superuser and switching to the role would let the
+ * action switch back.  So on those versions we do what a parallel worker does
+ * to get the identity of its leader: we set the identity first, and the
+ * connection leaves it alone.  The caller must check afterwards that
+ * "superuser" is still right, and must set session_authorization.
  */
 static inline void
 tasksched_connect_as(Oid dboid, Oid role, bool superuser)
@@ -126,7 +127,7 @@ tasksched_push_jsonb_value(JsonbInState *state, JsonbIteratorToken token, JsonbV
 #define pushJsonbValue(state, token, value) \
 	tasksched_push_jsonb_value(state, token, value)
 
-/* what a signal handler hands on to another */
+/* Arguments that a signal handler passes on to another handler */
 #define PASS_SIGNAL_ARGS	postgres_signal_arg
 #define PG_SIG_IGN			SIG_IGN
 

@@ -1,7 +1,7 @@
 /*
  * extension.c
- *	  The extension as the catalogs know it: whether it is there, in which
- *	  version, and its objects that C code has to find.
+ *	  The extension in the catalogs: whether it exists, its version, and the
+ *	  objects of it that C code looks up.
  */
 #include "postgres.h"
 
@@ -26,7 +26,7 @@
 #include "base/base.h"
 #include "base/compat.h"
 
-/* The extension's OID, InvalidOid if there is none; and its version */
+/* Return the extension's OID and version; InvalidOid if it does not exist */
 static Oid
 find_extension(char **version)
 {
@@ -64,22 +64,25 @@ tasksched_extension_oid(void)
 }
 
 /*
- * The guard keeps the extension as it is until the end of the transaction.  Who
- * uses it takes the guard shared, and who changes or drops it, exclusively and
- * before any other lock (see guard.c): once that one waits for one of our locks,
- * we wait for none of its.
+ * The guard keeps the extension unchanged until the end of the transaction.  A
+ * transaction that uses the extension takes the guard in shared mode.  A
+ * command that changes or drops the extension takes it exclusively, before any
+ * other lock (see guard.c).  So while that command waits for a lock that we
+ * hold, we never wait for one that it holds.
  *
- * It is a lock on a part of the extension, which no command of the server takes.
- * That on the extension itself won't do: any role can have it, by ALTER FUNCTION
- * ... DEPENDS ON EXTENSION.
+ * The guard is a lock on a part of the extension, because no command of the
+ * server takes one.  A lock on the extension itself would not do: any role can
+ * take that with ALTER FUNCTION ... DEPENDS ON EXTENSION.
  */
 #define GUARD 1
 
+/* Take the guard.  Returns the OID of the extension, InvalidOid if none. */
 static Oid
 lock_guard(LOCKMODE mode, char **version)
 {
 	static Oid	known = InvalidOid;
 
+	/* while we waited, the extension may have been dropped and created again */
 	for (;;)
 	{
 		Oid			oid;
@@ -93,7 +96,10 @@ lock_guard(LOCKMODE mode, char **version)
 	}
 }
 
-/* The current user, who may, is about to change or drop the extension */
+/*
+ * Take the guard exclusively, to change or drop the extension.  The caller has
+ * checked that the current user is allowed to do that.
+ */
 void
 tasksched_extension_lock(void)
 {
@@ -103,8 +109,9 @@ tasksched_extension_lock(void)
 }
 
 /*
- * Raise an error unless the extension is there, in the library's version.  A
- * script of its own may be on its way from one version to the next.
+ * Raise an error unless the extension exists in the version of the library.
+ * Its own scripts are exempt: during CREATE or ALTER EXTENSION the version in
+ * the catalog may be another one.
  */
 void
 tasksched_extension_check(void)
@@ -144,7 +151,7 @@ tasksched_type_oid(const char *name)
 	return oid;
 }
 
-/* An admin is who may execute adopt_tasks(): see grant_admin() */
+/* An admin is a role that may execute adopt_tasks(): see grant_admin() */
 bool
 tasksched_caller_is_admin(void)
 {

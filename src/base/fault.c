@@ -1,20 +1,22 @@
 /*
  * fault.c
- *	  Points at which a test can stop a process, or make it raise an error.
+ *	  Points at which a test can stop a process or make it raise an error.
  *
- * They exist only in a build with FAULT_POINTS=1, which is for tests alone: the
- * functions here have no privileges to check.  A test declares them:
+ * The points exist only in a build with FAULT_POINTS=1.  Such a build is for
+ * tests alone, because the functions here check no privileges.  A test
+ * declares them:
  *
  *	CREATE FUNCTION fault_arm(point text, action text) RETURNS void
  *	AS 'tasksched', 'tasksched_fault_arm' LANGUAGE C STRICT;
  *
- * and likewise fault_pid(point) RETURNS int, fault_release(point) and
- * fault_pass(point) RETURNS void, the last one to have a point in an action.
+ * The others are fault_pid(point) RETURNS int, fault_release(point) RETURNS
+ * void and fault_pass(point) RETURNS void.  An action calls fault_pass() to
+ * have a point of its own.
  *
- * An armed point works once: for the process that passes it next, of whatever
- * database.  The points lie in an anonymous mapping like that of the crash board,
- * so that they need no set-up, and are there in a process that has not attached
- * to anything yet.
+ * An armed point works once, for the next process that passes it, in any
+ * database.  The points are in an anonymous mapping like that of the crash
+ * board.  So they need no set-up, and a process can pass one before it has
+ * attached to anything.
  */
 #include "postgres.h"
 
@@ -42,12 +44,12 @@ typedef struct FaultPoint
 {
 	char		name[NAMEDATALEN];
 	FaultAction action;
-	int			pid;			/* of the process that stands there, 0 = none */
+	int			pid;			/* of the process stopped there, 0 = none */
 } FaultPoint;
 
 typedef struct FaultBoard
 {
-	slock_t		lock;			/* protects the points; held for instants only */
+	slock_t		lock;			/* protects the points */
 	FaultPoint	points[MAX_FAULT_POINTS];
 } FaultBoard;
 
@@ -58,7 +60,7 @@ PG_FUNCTION_INFO_V1(tasksched_fault_pid);
 PG_FUNCTION_INFO_V1(tasksched_fault_release);
 PG_FUNCTION_INFO_V1(tasksched_fault_pass);
 
-/* In the postmaster, before it starts anything */
+/* Create the board, in the postmaster, before it starts any other process */
 void
 tasksched_fault_init(void)
 {
@@ -69,7 +71,10 @@ tasksched_fault_init(void)
 	SpinLockInit(&board->lock);
 }
 
-/* A point that is armed, or at which a process stands or has stood */
+/*
+ * Find a point that is armed, or at which a process has stopped.  NULL if
+ * there is none.
+ */
 static FaultPoint *
 find_point(const char *name)
 {
@@ -81,26 +86,30 @@ find_point(const char *name)
 	return NULL;
 }
 
-/* Stand at a point until it is released; signals are noted, but wait */
+/*
+ * Wait at a point until it is released.  Signals are handled, but interrupts
+ * are not processed.
+ */
 static void
-stand(FaultPoint *point)
+wait_for_release(FaultPoint *point)
 {
 	/*
-	 * Without a postmaster go on like any process.  PostmasterIsAlive() relies on
-	 * a signal, which may be blocked.
+	 * If the postmaster dies, go on like any other process.
+	 * PostmasterIsAlive() is no use here: it relies on a signal, which may be
+	 * blocked.
 	 */
 	while (*(volatile int *) &point->pid == MyProcPid && PostmasterIsAliveInternal())
 		pg_usleep(5000);
 }
 
-/* A process passes a point */
+/* Pass a point: stop or raise an error if it is armed */
 void
 tasksched_fault_point(const char *name)
 {
 	FaultAction action = FAULT_NONE;
 	FaultPoint *point;
 
-	/* not preloaded; or, as nearly always, not armed, which needs no lock */
+	/* not preloaded, or not armed: the usual case, which needs no lock */
 	if (board == NULL || find_point(name) == NULL)
 		return;
 	SpinLockAcquire(&board->lock);
@@ -117,7 +126,7 @@ tasksched_fault_point(const char *name)
 	SpinLockRelease(&board->lock);
 
 	if (action == FAULT_STOP)
-		stand(point);
+		wait_for_release(point);
 	else if (action == FAULT_ERROR)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
@@ -150,7 +159,7 @@ tasksched_fault_arm(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* fault_pid(point): the process that stands there, or NULL */
+/* fault_pid(point): the process that has stopped there, or NULL */
 Datum
 tasksched_fault_pid(PG_FUNCTION_ARGS)
 {
@@ -168,7 +177,7 @@ tasksched_fault_pid(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(pid);
 }
 
-/* fault_release(point): let go who stands there, and disarm the point */
+/* fault_release(point): let the process there go on, and disarm the point */
 Datum
 tasksched_fault_release(PG_FUNCTION_ARGS)
 {
@@ -183,7 +192,7 @@ tasksched_fault_release(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* fault_pass(point): a point of the caller's */
+/* fault_pass(point): pass a point named by the caller */
 Datum
 tasksched_fault_pass(PG_FUNCTION_ARGS)
 {

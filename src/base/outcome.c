@@ -1,6 +1,6 @@
 /*
  * outcome.c
- *	  What a launch comes to: the outcome that an action says, or an error.
+ *	  The outcome of a launch: what the action returned, or an error.
  */
 #include "postgres.h"
 
@@ -13,8 +13,9 @@
 #include "base/compat.h"
 
 /*
- * So many bytes of each text of an error are kept, and so many as a dump has
- * them: the four texts of a task, its params and its result stay below 1 GB.
+ * Limits for each text of an error: its length, and its length in a dump.
+ * With them, the four texts of an error, the params and the result of a task
+ * stay below 1 GB in a dump.
  */
 #define MAX_ERROR_TEXT ((Size) 16 * 1024 * 1024)
 #define MAX_ERROR_DUMP ((Size) 32 * 1024 * 1024)
@@ -29,7 +30,7 @@ invalid_outcome(const char *detail)
 			 errhint("Use complete(), fail(), reschedule() or proceed() to make an outcome.")));
 }
 
-/* A copy of a result, if it can be stored */
+/* Return a copy of a result.  Raises an error if it can't be stored. */
 Jsonb *
 tasksched_checked_result(Datum value)
 {
@@ -39,7 +40,7 @@ tasksched_checked_result(Datum value)
 	return result;
 }
 
-/* Read a value of type tasksched.outcome */
+/* Read a value of type tasksched.outcome; its parts are copied into cxt */
 void
 tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
 {
@@ -56,7 +57,7 @@ tasksched_outcome_from_datum(Datum datum, Outcome *outcome, MemoryContext cxt)
 
 	*outcome = tasksched_outcome(STATUS_NONE);
 
-	/* a row of nulls is what a variable that was never set gives */
+	/* a variable that was never set yields a row of nulls */
 	if (status_null && result_null && error_null && run_at_null)
 		return;
 	if (status_null)
@@ -98,8 +99,9 @@ push_pair(JsonbInState *state, const char *key, const char *value)
 }
 
 /*
- * As much of a text of an error as is kept, and valid.  What can't be stored at
- * all would have the task launched again and again.
+ * Return a text of an error in a form that can be stored: cut to the limits,
+ * and with invalid bytes masked, in place if nothing is cut.  A text that
+ * can't be stored would make the task be launched again and again.
  */
 char *
 tasksched_error_text(char *text)
@@ -115,7 +117,7 @@ tasksched_error_text(char *text)
 	return text;
 }
 
-/* What is kept of an error beside its message */
+/* The parts of an error that are stored besides its message */
 Jsonb *
 tasksched_error_details(ErrorData *edata)
 {

@@ -2,20 +2,22 @@
  * owner.c
  *	  The type task_owner: a role that outlives its own name.
  *
- * A value keeps the role's OID and the name it had when the value was made.
- * It prints the current name of the role, so that it follows ALTER ROLE ...
- * RENAME.  When there is no role with that OID any more, it prints the kept name
- * with a mark, so that nothing is lost when the role is dropped.  Reading a name
- * that no role bears is not an error: the value then has no OID.  So a dump
- * carries names, which mean the same role elsewhere, and a restore where a role
- * is missing keeps the row.
+ * A value holds the OID of the role, and the name that the role had when the
+ * value was made.  It prints the current name of the role, and so follows
+ * ALTER ROLE ... RENAME.  If the role has been dropped, it prints the stored
+ * name with a mark, so a dropped role is still identified.  Input of a name
+ * that no role has is not an error: such a value has no OID.  So a dump
+ * contains names, which mean the same roles elsewhere, and a restore where a
+ * role is missing keeps the row.
  *
- * A name with the mark is never looked up, whatever roles there are: the role is
- * gone for good, and another one of its name is not to get what it has left.
+ * A name with the mark is never looked up, even if there is a role of that
+ * name.  The role that it stands for is gone for good, and another role of its
+ * name must not get its tasks.
  *
- * Names are in a shared catalog, in the encoding of the database that they were
- * made in.  What is not valid in this one is masked, or a dump of the table
- * could not be restored; and the name is marked, since it may be another role's.
+ * The names of roles are in a shared catalog, each in the encoding of the
+ * database in which it was made.  Bytes that are invalid in this database are
+ * masked, since a dump of the table could not be restored with them.  Such a
+ * name is marked as well, since the masked name may be that of another role.
  */
 #include "postgres.h"
 
@@ -34,13 +36,16 @@
 typedef struct TaskOwner
 {
 	int32		vl_len_;		/* varlena header */
-	Oid			role;			/* InvalidOid = unknown when it was made */
+	Oid			role;			/* InvalidOid = only a name was known */
 	char		name[FLEXIBLE_ARRAY_MEMBER];	/* NUL-terminated */
 } TaskOwner;
 
 #define PG_GETARG_OWNER(n) ((TaskOwner *) PG_DETOAST_DATUM(PG_GETARG_DATUM(n)))
 
-/* What a name ends in, before an OID, when that role is gone, or its name is no text here */
+/*
+ * The marks of a role that was dropped, and of a name with masked bytes.  The
+ * OID and a closing parenthesis follow.
+ */
 #define DROPPED_MARK " (dropped role "
 #define MASKED_MARK " (role "
 #define MAX_OID_DIGITS 10
@@ -63,13 +68,13 @@ make_owner(Oid role, const char *name)
 	return owner;
 }
 
-/* The length of a name without a mark, if it ends in one */
+/* The length of a name without its mark, if it has one */
 static Size
 unmarked_length(const char *name)
 {
 	static const char *const marks[] = {DROPPED_MARK, MASKED_MARK};
 	Size		length = strlen(name);
-	Size		digits = length > 0 ? length - 1 : 0;	/* where they begin */
+	Size		digits = length > 0 ? length - 1 : 0;	/* their start */
 
 	while (digits > 0 && length - digits <= MAX_OID_DIGITS && isdigit((unsigned char) name[digits - 1]))
 		digits--;
@@ -101,13 +106,13 @@ owner_from_name(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("invalid role name: \"%s\"", name)));
-	/* one that got longer in another encoding is no role's here */
+	/* a name that has grown in another encoding is no role's name here */
 	if (!is_marked(name) && strlen(name) < NAMEDATALEN)
 		role = get_role_oid(name, true);
 	return make_owner(role, name);
 }
 
-/* A copy of what an owner prints */
+/* Return the text that an owner prints, as a copy */
 static char *
 owner_text(TaskOwner *owner)
 {
@@ -156,7 +161,7 @@ tasksched_owner_send(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(pq_endtypsend(&buf));
 }
 
-/* The role's OID; 0 if there is no such role (any more) */
+/* The role's OID; 0 if the role does not exist (any more) */
 PG_FUNCTION_INFO_V1(tasksched_owner_oid);
 Datum
 tasksched_owner_oid(PG_FUNCTION_ARGS)
@@ -167,8 +172,9 @@ tasksched_owner_oid(PG_FUNCTION_ARGS)
 }
 
 /*
- * Was it made of a name that no role had?  Such a one may be looked up again; a
- * role that was dropped is gone, and a new one of its name is another.
+ * Was this value made from a name that no role had?  Such a name may be looked
+ * up again.  A role that was dropped is gone for good, and a new one of its
+ * name is a different role.
  */
 PG_FUNCTION_INFO_V1(tasksched_owner_name_only);
 Datum
@@ -191,8 +197,8 @@ tasksched_owner_from_role(PG_FUNCTION_ARGS)
 }
 
 /*
- * Values are compared by what never changes: roles by their OIDs, and after them
- * those that have none, by their names.
+ * Compare two values by what never changes.  Roles with an OID are ordered by
+ * that.  Those without one follow, ordered by their names.
  */
 static int
 owner_compare(FunctionCallInfo fcinfo)
@@ -201,7 +207,7 @@ owner_compare(FunctionCallInfo fcinfo)
 	TaskOwner  *b = PG_GETARG_OWNER(1);
 
 	if (a->role != b->role)
-		return a->role - 1 < b->role - 1 ? -1 : 1;	/* InvalidOid is the last */
+		return a->role - 1 < b->role - 1 ? -1 : 1;	/* InvalidOid sorts last */
 	return OidIsValid(a->role) ? 0 : strcmp(a->name, b->name);
 }
 

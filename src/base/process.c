@@ -1,6 +1,6 @@
 /*
  * process.c
- *	  What our background processes have in common.
+ *	  Common code of our background processes.
  */
 #include "postgres.h"
 
@@ -14,7 +14,10 @@
 #include "base/base.h"
 #include "base/compat.h"
 
-/* What our processes have in common; kind is the word that tells them apart */
+/*
+ * Fill in the fields that are the same for all our processes. kind is
+ * "launcher", "scheduler" or "worker".
+ */
 void
 tasksched_describe_process(BackgroundWorker *worker, const char *kind)
 {
@@ -28,8 +31,9 @@ tasksched_describe_process(BackgroundWorker *worker, const char *kind)
 }
 
 /*
- * Have the server start one, and tell us as it does and as it ends.  False if there
- * is no free slot; else the handle is to be freed.
+ * Have the postmaster start a background worker, and notify this process when
+ * it starts and when it ends.  Returns false if there is no free background
+ * worker slot; otherwise the caller frees the handle.
  */
 bool
 tasksched_register_process(BackgroundWorker *worker, BackgroundWorkerHandle **handle)
@@ -44,9 +48,13 @@ tasksched_register_process(BackgroundWorker *worker, BackgroundWorkerHandle **ha
 	return ok;
 }
 
-static volatile sig_atomic_t terminated = false;	/* SIGTERM came */
+static volatile sig_atomic_t terminated = false;	/* SIGTERM has been
+													 * received */
 
-/* SIGTERM in a scheduler or a worker: remember that the end is not its doing */
+/*
+ * SIGTERM in a scheduler or a worker.  Note that another process asked for the
+ * end.
+ */
 static void
 handle_sigterm(SIGNAL_ARGS)
 {

@@ -1,6 +1,6 @@
 /*
  * settings.c
- *	  Settings, and those of the server that our processes pin.
+ *	  Our settings, and the settings of the server that our processes pin.
  */
 #include "postgres.h"
 
@@ -35,13 +35,13 @@ tasksched_define_settings(void)
 							&tasksched_max_running_tasks, 10, 0, 1024,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("tasksched.reconcile_interval",
-							"Sets the time between two scans of a database's tasks for what no wake-up told of.",
+							"Sets the time between two scans of a database's tasks for changes that no wake-up reported.",
 							NULL,
 							&tasksched_reconcile_interval, 60 * 1000, 100, 24 * 3600 * 1000,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tasksched.keep_finished_tasks",
 							"Sets how long finished tasks are kept before they are deleted.",
-							"-1 keeps them for ever.",
+							"-1 keeps them forever.",
 							&tasksched_keep_finished_tasks, 7 * 24 * 3600, -1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("tasksched.stuck_after",
@@ -68,8 +68,8 @@ tasksched_define_settings(void)
 }
 
 /*
- * Lift the limits that are meant for clients, in a process of ours.  Not even
- * RESET brings them back.
+ * Disable the timeouts that are meant for clients, in a process of ours.  Not
+ * even RESET brings them back.
  */
 void
 tasksched_pin_timeouts(void)
@@ -90,8 +90,9 @@ tasksched_pin_timeouts(void)
 }
 
 /*
- * In a process that runs no code of users: begin transactions as our statements
- * want them.  A deferrable one would wait for whoever writes.
+ * Set the defaults that our transactions rely on, in a process that runs no
+ * code of users.  A deferrable transaction, for one, might wait for others to
+ * end.
  */
 void
 tasksched_pin_transactions(void)
@@ -100,7 +101,8 @@ tasksched_pin_transactions(void)
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_deferrable", "off"},
-		{"synchronous_commit", "off"},	/* what a crash loses is done again */
+		{"synchronous_commit", "off"},	/* work that a crash loses is done
+										 * again */
 	};
 
 	tasksched_pin_timeouts();

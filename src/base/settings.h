@@ -1,6 +1,6 @@
 /*
  * settings.h
- *	  settings.c: our settings, and those of the server that our processes pin.
+ *	  settings.c: our settings, and the server's that our processes pin.
  */
 #ifndef TASKSCHED_SETTINGS_H
 #define TASKSCHED_SETTINGS_H
@@ -8,7 +8,7 @@
 extern bool tasksched_enabled;
 extern int	tasksched_max_running_tasks;
 extern int	tasksched_reconcile_interval;	/* ms */
-extern int	tasksched_keep_finished_tasks;	/* s, -1 = for ever */
+extern int	tasksched_keep_finished_tasks;	/* s, -1 = forever */
 extern int	tasksched_stuck_after;	/* s */
 extern int	tasksched_worker_idle_timeout;	/* ms */
 extern int	tasksched_scheduler_idle_timeout;	/* s */

@@ -1,16 +1,18 @@
 /*
  * text.c
- *	  What a text must be like to be stored or shown: valid in the encoding of the
- *	  database, and short enough for a dump to carry it.
+ *	  Whether a text can be stored and shown: it must be valid in the
+ *	  encoding of the database, and short enough for a dump.
  *
- * The server checks what clients send, but not the texts it makes itself: a
- * message may be cut inside a character, and a name in a shared catalog is in the
- * encoding of the database it was made in.  COPY refuses such bytes, so one of
- * them in a column would keep a whole table from being restored.  In texts that
- * tell what has happened they are masked; values are refused.
+ * The server checks the texts that clients send, but not those that it makes
+ * itself.  A message may be cut inside a character, and a name in a shared
+ * catalog is in the encoding of the database in which it was made.  COPY
+ * refuses invalid bytes, so a single one in a column would prevent the restore
+ * of a whole table.  We mask them in texts that report something, and refuse
+ * them in values.
  *
- * A dump has a row as one line of less than 1 GB, in which a byte of a value can
- * take seven.  So values are measured as they stand in a dump.
+ * A dump contains a row as one line of less than 1 GB, in which one byte of a
+ * value can take up to seven.  So we measure values by the length that they
+ * have in a dump.
  */
 #include "postgres.h"
 
@@ -24,11 +26,13 @@
 
 #include "base/base.h"
 
-/* params and result may have so many bytes each, in a dump: see MAX_ERROR_DUMP */
+/* The maximum length in a dump of params and of result: see MAX_ERROR_DUMP */
 #define MAX_JSONB_DUMP_MB 400
 #define MAX_JSONB_DUMP ((uint64) MAX_JSONB_DUMP_MB * 1024 * 1024)
 
-/* What no byte of a text, and no number, exceeds in a dump */
+/*
+ * Upper bounds for the length in a dump of one byte of a text, and of a number
+ */
 #define MAX_BYTE_WIDTH 7
 #define MAX_NUMBER_WIDTH 150000
 
@@ -37,7 +41,10 @@
  * ----------
  */
 
-/* Replace what is not valid in the encoding of the database by question marks; is there anything? */
+/*
+ * Replace bytes that are invalid in the encoding of the database by question
+ * marks.  Returns true if there were any.
+ */
 bool
 tasksched_text_mask(char *text)
 {
@@ -62,8 +69,8 @@ tasksched_text_mask(char *text)
 }
 
 /*
- * Replace what is not ASCII by question marks: the text comes from a database
- * of whatever encoding, and may be cut anywhere.
+ * Replace bytes that are not ASCII by question marks.  The text comes from a
+ * database of any encoding, and may be cut inside a character.
  */
 void
 tasksched_text_mask_beyond_ascii(char *text)
@@ -75,7 +82,10 @@ tasksched_text_mask_beyond_ascii(char *text)
 	}
 }
 
-/* Raise the server's error unless a text is valid in the encoding of the database */
+/*
+ * Raise the server's error if a text is invalid in the encoding of the
+ * database
+ */
 void
 tasksched_text_check(const char *text, int length)
 {
@@ -83,8 +93,9 @@ tasksched_text_check(const char *text, int length)
 }
 
 /*
- * Is a name as long as one of 63 bytes can be?  In another encoding it may have
- * more bytes, but no more characters.  SQL_ASCII does not know characters.
+ * Is this name no longer than a name of 63 bytes can become in the encoding of
+ * the database?  A conversion may add bytes, but no characters.  SQL_ASCII
+ * knows no characters, so only the room counts there.
  */
 bool
 tasksched_name_fits(const char *name)
@@ -101,8 +112,8 @@ tasksched_name_fits(const char *name)
  */
 
 /*
- * The bytes that a byte takes in a dump: escaped in JSON, with the backslashes
- * doubled by COPY.
+ * The length of a byte in a dump: JSON escapes it, and COPY doubles the
+ * backslashes.
  */
 static inline int
 dump_width(unsigned char c)
@@ -123,14 +134,15 @@ dump_width(unsigned char c)
 		default:
 			if (c < ' ')
 				return MAX_BYTE_WIDTH;
-			/* the dump may be restored in UTF8, where a character has more bytes */
+			/* the dump may be restored as UTF8, where it may take more bytes */
 			return GetDatabaseEncoding() == PG_UTF8 ? 1 : 3;
 	}
 }
 
 /*
- * So much of a text as has at most max_length bytes, and max_dump in a dump;
- * returns the length of that.
+ * Return the length of the longest prefix of a text that has at most
+ * max_length bytes, and at most max_dump bytes in a dump.  It may end inside a
+ * character.
  */
 Size
 tasksched_text_prefix(const char *text, Size max_length, Size max_dump)
@@ -157,7 +169,10 @@ string_dump_length(const char *string, int length)
 	return dump;
 }
 
-/* The length of a number: of one that is not huge, something that it does not exceed */
+/*
+ * The length of a number in a dump, or an upper bound if it fits the range of
+ * bigint
+ */
 static uint64
 number_dump_length(Numeric number)
 {
@@ -185,9 +200,9 @@ number_dump_length(Numeric number)
 }
 
 /*
- * Walk through a value: check the encoding of its strings, and return its length
- * in a dump, or unless it is to be exact, something that this does not exceed.
- * Stops where the length is more than it may be.
+ * Check the encoding of the strings in a value, and return its length in a
+ * dump.  Unless "exact", the result is an upper bound.  The walk stops as soon
+ * as the length exceeds the maximum.
  */
 static uint64
 walk_jsonb(Jsonb *jsonb, bool exact)
@@ -200,7 +215,7 @@ walk_jsonb(Jsonb *jsonb, bool exact)
 	while (length <= MAX_JSONB_DUMP && (token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
 	{
 		CHECK_FOR_INTERRUPTS();
-		length += 2;			/* a bracket, or a comma or colon and the space behind */
+		length += 2;			/* a bracket, or a comma or colon with a space */
 		if (token != WJB_KEY && token != WJB_VALUE && token != WJB_ELEM)
 			continue;
 		if (value.type == jbvString)
@@ -218,11 +233,14 @@ walk_jsonb(Jsonb *jsonb, bool exact)
 	return length;
 }
 
-/* Raise an error unless a value can be stored, dumped and restored; name is what it is */
+/*
+ * Raise an error unless a value can be stored, dumped and restored.  The error
+ * calls the value by this name.
+ */
 void
 tasksched_jsonb_check(Jsonb *jsonb, const char *name)
 {
-	/* most are so small that nothing needs to be measured */
+	/* most values are so small that the upper bound settles it */
 	if (walk_jsonb(jsonb, false) <= MAX_JSONB_DUMP || walk_jsonb(jsonb, true) <= MAX_JSONB_DUMP)
 		return;
 	ereport(ERROR,

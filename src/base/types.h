@@ -1,6 +1,6 @@
 /*
  * types.h
- *	  What all parts of tasksched speak of: tasks, actions and outcomes.
+ *	  Types for tasks, actions and outcomes, used by all parts of tasksched.
  */
 #ifndef TASKSCHED_TYPES_H
 #define TASKSCHED_TYPES_H
@@ -13,8 +13,8 @@
 #define TASKSCHED_MAX_ACTION_LEN (NAMEDATALEN - 1)
 
 /*
- * Room for a name of that length after a restore in another encoding, where
- * each byte may have become MAX_CONVERSION_GROWTH bytes
+ * Room for such a name after a restore in another encoding, where each byte
+ * may have become MAX_CONVERSION_GROWTH bytes
  */
 #define TASKSCHED_NAME_SIZE (4 * (NAMEDATALEN - 1) + 1)
 
@@ -29,7 +29,7 @@ typedef enum TaskStatus
 	STATUS_CANCELLED
 } TaskStatus;
 
-/* One launch of one task: the fence that keeps late writers out */
+/* One launch of one task.  It is the fence that keeps late writers out. */
 typedef struct TaskRef
 {
 	pg_uuid_t	id;
@@ -49,8 +49,9 @@ tasksched_same_launch(const TaskRef *a, const TaskRef *b)
 }
 
 /*
- * The number of the launch after this one, as NEXT_LAUNCH in queries.c has it.
- * After the highest number it begins anew: a task may go on for ever.
+ * The number of the next launch, as NEXT_LAUNCH in queries.c computes it.
+ * After the highest number it starts again at 1, since a task may go on
+ * forever.
  */
 static inline int32
 tasksched_next_launch(int32 launch)
@@ -58,7 +59,7 @@ tasksched_next_launch(int32 launch)
 	return launch % PG_INT32_MAX + 1;
 }
 
-/* What an action takes */
+/* The arguments of an action */
 typedef enum ActionArgs
 {
 	ARGS_NONE,
@@ -67,7 +68,7 @@ typedef enum ActionArgs
 	ARGS_TASK_FIRST_LAUNCH
 } ActionArgs;
 
-/* What an action returns */
+/* The result of an action */
 typedef enum ActionResult
 {
 	RESULT_VOID,
@@ -87,17 +88,21 @@ typedef struct Action
 	ActionResult result;
 } Action;
 
-/* What a launch comes to; a NULL or DT_NOEND part keeps what is stored */
+/*
+ * The outcome of a launch, or a change of a task.  A NULL leaves the stored
+ * value alone, with one exception: a task that completes after its first
+ * launch loses an error that an earlier launch has stored (see Q_TO_FINISHED).
+ */
 typedef struct Outcome
 {
-	TaskStatus	status;			/* STATUS_NONE: nothing was said */
-	TimestampTz run_at;			/* with STATUS_SCHEDULED; DT_NOEND = not given */
+	TaskStatus	status;			/* STATUS_NONE = the action gave none */
+	TimestampTz run_at;			/* new due time; DT_NOEND = not given */
 	Jsonb	   *result;
 	char	   *error;
 	Jsonb	   *error_details;
 } Outcome;
 
-/* An outcome of this status that keeps all else */
+/* An outcome of this status that changes nothing else */
 static inline Outcome
 tasksched_outcome(TaskStatus status)
 {

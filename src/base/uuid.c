@@ -1,8 +1,8 @@
 /*
  * uuid.c
  *	  UUIDs of version 7 (RFC 9562): 48 bits of milliseconds since the Unix
- *	  epoch, 12 bits of their fraction, 62 random bits.  Those made by one
- *	  session are strictly ascending.
+ *	  epoch, 12 bits of fractions of a millisecond, and 62 random bits. The
+ *	  UUIDs made by one session are strictly ascending.
  */
 #include "postgres.h"
 
@@ -11,7 +11,7 @@
 
 #include "base/base.h"
 
-/* one unit of the 12 bits is 1/4096 ms */
+/* The unit of the 12 bits is 1/4096 ms */
 #define STEPS_PER_MS 4096
 
 void
@@ -19,11 +19,11 @@ tasksched_uuid_generate(pg_uuid_t *uuid)
 {
 	static int64 last_steps = 0;
 	int64		us = GetCurrentTimestamp() +
-		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
 	int64		steps = us / 1000 * STEPS_PER_MS + us % 1000 * STEPS_PER_MS / 1000;
 	uint64		ms;
 
-	/* a clock that stands still or goes back must not break the order */
+	/* keep the order even if the clock stands still or goes back */
 	if (steps <= last_steps)
 		steps = last_steps + 1;
 	last_steps = steps;
