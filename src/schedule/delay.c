@@ -1,6 +1,6 @@
 /*
  * delay.c
- *	  When something runs next: pure functions of their arguments.
+ *	  Moments and delays: pure functions of their arguments.
  */
 #include "postgres.h"
 
@@ -10,8 +10,9 @@
 #define SETBACK_CAP_US (60 * SETBACK_BASE_US)
 
 /*
- * Is a moment still to come that was set, or moved, at most so long ahead?  If it
- * is further ahead, the clock has been set back since.
+ * Is this moment still ahead?  It was set, or moved, at most at_most
+ * microseconds ahead.  If it is further ahead now, the clock has been set back
+ * since, and the moment counts as reached.
  */
 bool
 tasksched_is_ahead(TimestampTz moment, TimestampTz now, int64 at_most)
@@ -20,9 +21,10 @@ tasksched_is_ahead(TimestampTz moment, TimestampTz now, int64 at_most)
 }
 
 /*
- * Delay of the next launch after so many setbacks in a row (launches that ended
- * before the action began, right after it, or in our bookkeeping): 1 s, doubling
- * up to 1 min.
+ * The delay before the next try after this many setbacks in a row: 1 s,
+ * doubling up to 1 min.  A setback is a launch that ended before the action
+ * began, soon after it began, or in our bookkeeping; also a worker that could
+ * not start, or an error in the scheduler.
  */
 int64
 tasksched_setback_delay(int setbacks)
