@@ -2,20 +2,20 @@
  * crash.c
  *	  The crash board: which task has crashed the server.
  *
- * It lies in an anonymous shared mapping that the postmaster makes before it
- * starts anything, so it outlives the reinitialization after a crash and dies
- * with the postmaster.
+ * The board is in an anonymous shared mapping.  The postmaster makes it before
+ * it starts any other process.  So it outlives the reinitialization after a
+ * crash, and dies with the postmaster.
  *
- * Each worker slot has a place on it.  A worker arms its place right before it
- * calls an action and disarms it once the outcome is committed.  If some process
- * crashes, the postmaster sends SIGQUIT to all others, and the workers' handler
- * marks their places innocent.  A place that is armed and not innocent when the
- * postmaster sets up the new shared memory was that of the culprit.  The parallel
- * workers of an action are counted in its place while they live: one that crashes
- * the server stays counted.
+ * Each worker slot has a place on the board.  A worker arms its place right
+ * before it calls an action, and disarms it once the outcome is committed.
+ * When a process crashes, the postmaster sends SIGQUIT to all others, and the
+ * workers' signal handlers mark their places as innocent.  A place that is
+ * armed and not innocent when the postmaster sets up the new shared memory was
+ * the culprit's.  The parallel workers of an action are counted in its place
+ * while they live.  One that crashes the server stays counted.
  *
- * The culprits become suspects, until the scheduler of their database has
- * counted the crash in the task.
+ * The culprits become suspects.  A suspect stays on the list until the
+ * scheduler of its database has counted the crash in the task.
  */
 #include "postgres.h"
 
@@ -40,29 +40,33 @@ typedef struct CrashPlace
 {
 	volatile sig_atomic_t armed;
 	volatile sig_atomic_t innocent;
-	pg_atomic_uint32 helpers;	/* parallel workers of the action, but for innocent ones */
+	pg_atomic_uint32 helpers;	/* parallel workers of the action, except
+								 * innocent ones */
 	Suspect		launch;
 } CrashPlace;
 
 typedef struct CrashBoard
 {
-	LWLock	   *lock;			/* protects the suspects; a leaf, in this file alone */
+	LWLock	   *lock;			/* protects the suspects; used in this file
+								 * only, no other lock is taken under it */
 	int			nplaces;
-	int			nsuspects;		/* at most as many */
+	int			nsuspects;		/* at most nplaces */
 	Suspect    *suspects;
-	CrashPlace *places;			/* each written by its worker alone */
+	CrashPlace *places;			/* written by the worker; helpers also by its
+								 * parallel workers */
 } CrashBoard;
 
 static CrashBoard *board = NULL;
 static CrashPlace *my_place = NULL; /* in a worker */
-static CrashPlace *leaders_place = NULL;	/* in a parallel worker of an action */
+static CrashPlace *leaders_place = NULL;	/* in a parallel worker of an
+											 * action */
 
 /* ----------
- * The postmaster's side
+ * The postmaster
  * ----------
  */
 
-/* Create the board, once for each postmaster, before any child is forked */
+/* Create the board, once for each postmaster, before it forks any child */
 void
 tasksched_crash_create(int nslots)
 {
@@ -82,8 +86,8 @@ tasksched_crash_create(int nslots)
 }
 
 /*
- * Add a suspect.  Those of a database that has been dropped are never struck off,
- * so if the list is full, the oldest makes room.
+ * Add a suspect.  If the list is full, the oldest one is dropped: the suspects
+ * of a database that was dropped are never removed otherwise.
  */
 static void
 add_suspect(const Suspect *launch)
@@ -94,8 +98,8 @@ add_suspect(const Suspect *launch)
 }
 
 /*
- * With a new shared memory, whose lock is given: make suspects of the culprits of
- * the crash, if there was one, and clear all places.
+ * New shared memory has been set up, with this lock for the suspects.  If
+ * there was a crash, turn its culprits into suspects.  Clear all places.
  */
 void
 tasksched_crash_begin(LWLock *lock)
@@ -113,11 +117,14 @@ tasksched_crash_begin(LWLock *lock)
 }
 
 /* ----------
- * The worker's side
+ * The worker
  * ----------
  */
 
-/* SIGQUIT: another process crashed, or an immediate shutdown; not our fault */
+/*
+ * SIGQUIT: another process has crashed, or the server does an immediate
+ * shutdown.  Neither is the fault of our task.
+ */
 static void
 handle_sigquit(SIGNAL_ARGS)
 {
@@ -126,7 +133,7 @@ handle_sigquit(SIGNAL_ARGS)
 	SignalHandlerForCrashExit(PASS_SIGNAL_ARGS);
 }
 
-/* Take the place of the worker's slot */
+/* Use the place of the worker's slot from here on */
 void
 tasksched_crash_attach(int slot)
 {
@@ -134,7 +141,7 @@ tasksched_crash_attach(int slot)
 	pqsignal(SIGQUIT, handle_sigquit);
 }
 
-/* Leave it: the slot may pass on to another worker */
+/* Leave the place, because the slot may pass on to another worker */
 void
 tasksched_crash_detach(void)
 {
@@ -142,7 +149,10 @@ tasksched_crash_detach(void)
 	my_place = NULL;
 }
 
-/* This launch is about to begin: from here on a crash is its own */
+/*
+ * This launch is about to begin.  From here on, a crash of this process is the
+ * fault of its task.
+ */
 void
 tasksched_crash_arm(const TaskRef *task)
 {
@@ -188,7 +198,9 @@ handle_helper_sigquit(SIGNAL_ARGS)
 	SignalHandlerForCrashExit(PASS_SIGNAL_ARGS);
 }
 
-/* In a parallel worker: join the place of its leader, who runs a task */
+/*
+ * In a parallel worker: count it in the place of its leader, which runs a task
+ */
 void
 tasksched_crash_join(int slot)
 {
@@ -203,7 +215,7 @@ tasksched_crash_join(int slot)
  * ----------
  */
 
-/* The launches of this database that crashed the server */
+/* Copy the suspects of a database: the launches that crashed the server */
 Suspect *
 tasksched_suspects_copy(Oid dboid, int *n)
 {
@@ -220,7 +232,7 @@ tasksched_suspects_copy(Oid dboid, int *n)
 	return copy;
 }
 
-/* The crash has been counted */
+/* Remove a suspect, once its crash has been counted */
 void
 tasksched_suspect_forget(const Suspect *suspect)
 {

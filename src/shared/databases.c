@@ -1,6 +1,6 @@
 /*
  * databases.c
- *	  The databases that have the extension, and the launcher of their schedulers.
+ *	  The entries of the databases, and the latch of the launcher.
  */
 #include "postgres.h"
 
@@ -59,7 +59,7 @@ tasksched_wake_launcher(void)
 		SetLatch(tasksched_shared->launcher_latch);
 }
 
-/* Wake the launcher; with new_databases, make it read pg_database again */
+/* Wake the launcher.  With new_databases, make it read pg_database again. */
 void
 tasksched_launcher_wake(bool new_databases)
 {
@@ -117,14 +117,17 @@ tasksched_find_or_create_database(Oid dboid)
 	db->info.next_due = DT_NOEND;
 	db->latch = NULL;
 	db->yield = false;
-	db->forget = false;
+	db->remove_at_exit = false;
 	db->prepared_known = false;
 	pg_atomic_write_u32(&db->wake, 0);
 	pg_atomic_write_u64(&db->wake_run_at, (uint64) DT_NOEND);
 	return db;
 }
 
-/* Note a reason to look at the tasks of a database */
+/*
+ * Note a reason to look at the tasks of a database.  The shared lock is
+ * enough.
+ */
 void
 tasksched_add_wake(TaskDatabase *db, int flags, TimestampTz run_at)
 {
@@ -145,7 +148,10 @@ tasksched_set_scheduler_latch(TaskDatabase *db)
 		tasksched_wake_launcher();
 }
 
-/* The entry of a database that surely has the extension; NULL if there is no room */
+/*
+ * Find or add the entry of a database that is certain to have the extension.
+ * NULL if there is no room.
+ */
 TaskDatabase *
 tasksched_find_or_add_known(Oid dboid)
 {
@@ -157,8 +163,9 @@ tasksched_find_or_add_known(Oid dboid)
 }
 
 /*
- * May no task be launched?  That is so from the commit of pause_scheduler() on,
- * before the scheduler has seen it.
+ * Is the database paused, so that no task may be launched?  It is from the
+ * commit of pause_scheduler() on, even before the scheduler has seen the
+ * reason.
  */
 bool
 tasksched_is_paused(TaskDatabase *db)
@@ -183,9 +190,9 @@ copy_database(TaskDatabase *db)
  */
 
 /*
- * Wake the scheduler of a database, or the launcher if it has none.  A
- * database that is not known yet is added if the caller is sure that it has
- * the extension.
+ * Wake the scheduler of a database, or the launcher if there is no scheduler.
+ * With "create", the caller is certain that the database has the extension,
+ * and an entry is added if there is none yet.
  */
 void
 tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at)
@@ -208,7 +215,10 @@ tasksched_database_wake(Oid dboid, bool create, int flags, TimestampTz run_at)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* The same, in a process that is connected to the database; true if it is not known */
+/*
+ * Is the database that this process is connected to paused?  True also if it
+ * has no entry.
+ */
 bool
 tasksched_database_is_paused(void)
 {
@@ -222,7 +232,7 @@ tasksched_database_is_paused(void)
 	return result;
 }
 
-/* A copy of all entries in use */
+/* Copy all entries in use */
 DatabaseInfo *
 tasksched_databases_copy(int *n)
 {
@@ -234,7 +244,10 @@ tasksched_databases_copy(int *n)
 		count += OidIsValid(tasksched_shared->databases[i].info.dboid);
 	LWLockRelease(tasksched_shared->lock);
 
-	/* memory is allocated without the lock; what comes in between is left out */
+	/*
+	 * allocate memory without the lock; an entry added meanwhile may be left
+	 * out
+	 */
 	copy = palloc(Max(count, 1) * sizeof(DatabaseInfo));
 	*n = 0;
 	LWLockAcquire(tasksched_shared->lock, LW_SHARED);
@@ -260,7 +273,7 @@ tasksched_database_copy(Oid dboid, DatabaseInfo *copy)
 	return db != NULL;
 }
 
-/* Is there a reason for a scheduler, but none yet that could have looked at it? */
+/* Is a scheduler wanted, but none has had a look yet? */
 bool
 tasksched_database_is_starting(const DatabaseInfo *db)
 {
@@ -274,7 +287,7 @@ tasksched_database_is_starting(const DatabaseInfo *db)
  * ----------
  */
 
-/* In the launcher: why no scheduler could be started */
+/* In the launcher: note why no scheduler can be started */
 void
 tasksched_database_set_lack(Oid dboid, Lack lack)
 {
@@ -287,7 +300,10 @@ tasksched_database_set_lack(Oid dboid, Lack lack)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* In the launcher: ask a scheduler to make room for another database's */
+/*
+ * In the launcher: ask a scheduler to exit in favor of another database's, or
+ * withdraw that
+ */
 void
 tasksched_database_set_yield(Oid dboid, bool yield)
 {
@@ -304,7 +320,10 @@ tasksched_database_set_yield(Oid dboid, bool yield)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* In the launcher: end this scheduler, and leave a reason behind for the next one */
+/*
+ * In the launcher: terminate this scheduler.  If the database has the
+ * extension, make the next one scan.
+ */
 void
 tasksched_database_end(Oid dboid, int pid)
 {
@@ -327,9 +346,9 @@ tasksched_database_end(Oid dboid, int pid)
  */
 
 /*
- * In a scheduler: take the reasons that have come up since the last call.  After
- * WAKE_PAUSE the database is paused until a scan, for which that asks as well, has
- * read the table.
+ * In a scheduler: take the reasons noted since the last call.  WAKE_PAUSE
+ * turns into a pause of the database.  It lasts until the scan that
+ * pause_scheduler() asks for at the same time has read the table.
  */
 int
 tasksched_database_take_wake(TimestampTz *run_at)
@@ -342,7 +361,7 @@ tasksched_database_take_wake(TimestampTz *run_at)
 	LWLockRelease(tasksched_shared->lock);
 	if (flags & WAKE_PAUSE)
 	{
-		/* not between the one and the other is it not paused */
+		/* set the one before clearing the other, so the database stays paused */
 		LWLockAcquire(tasksched_shared->lock, LW_EXCLUSIVE);
 		tasksched_my_database->info.paused = true;
 		pg_atomic_fetch_and_u32(&tasksched_my_database->wake, ~WAKE_PAUSE);
@@ -351,7 +370,7 @@ tasksched_database_take_wake(TimestampTz *run_at)
 	return flags;
 }
 
-/* In a scheduler: what the table says */
+/* In a scheduler: note what the table says */
 void
 tasksched_database_set_paused(bool paused)
 {
@@ -360,14 +379,14 @@ tasksched_database_set_paused(bool paused)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* In a scheduler: have more come up? */
+/* In a scheduler: is there a new reason to look, or a request to yield? */
 bool
 tasksched_database_is_woken(void)
 {
 	return pg_atomic_read_u32(&tasksched_my_database->wake) != 0 || tasksched_database_must_yield();
 }
 
-/* In a scheduler: leave a reason behind for the next one */
+/* In a scheduler: note a reason for the next scheduler */
 void
 tasksched_database_put_wake(int flags, TimestampTz run_at)
 {
@@ -387,7 +406,9 @@ tasksched_database_must_yield(void)
 	return result;
 }
 
-/* In a scheduler: it is connected, and the database has the extension */
+/*
+ * In a scheduler: note that it is connected and the database has the extension
+ */
 void
 tasksched_database_set_known(void)
 {
@@ -397,7 +418,7 @@ tasksched_database_set_known(void)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* In a scheduler: it is about to exit because that is right */
+/* In a scheduler: note that it exits of its own accord */
 void
 tasksched_database_set_clean_exit(void)
 {
@@ -422,7 +443,10 @@ tasksched_database_report(TimestampTz next_due, TimestampTz last_scan, bool busy
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* Show an error of the scheduler, also in databases of other encodings */
+/*
+ * In a scheduler: publish an error.  It must be readable in databases of any
+ * encoding.
+ */
 void
 tasksched_database_report_error(const char *message)
 {

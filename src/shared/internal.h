@@ -1,6 +1,7 @@
 /*
  * internal.h
- *	  What the files of this folder share: the shared memory itself.
+ *	  Declarations shared by the files of this folder: the shared memory
+ *	  itself.
  */
 #ifndef TASKSCHED_SHARED_INTERNAL_H
 #define TASKSCHED_SHARED_INTERNAL_H
@@ -10,22 +11,27 @@
 
 #include "shared/shared.h"
 
-/* Waiters sleep on the condition variable that the id of their task hashes to */
+/*
+ * The number of condition variables for waiters.  A waiter sleeps on the one
+ * that the id of its task hashes to.
+ */
 #define WAITER_BUCKETS 64
 
 /*
- * A database that has the extension.  Written under the exclusive lock, but
- * for the two atomics, for which the shared lock does.
+ * A database that has the extension, or is probed for it.  Fields are written
+ * under the exclusive lock, except the two atomics, for which the shared lock
+ * is enough.
  */
 typedef struct TaskDatabase
 {
-	DatabaseInfo info;			/* but for what copy_database() finds out */
-	Latch	   *latch;			/* of the scheduler, NULL = none */
-	bool		yield;			/* the launcher wants the scheduler's place */
-	bool		forget;			/* the entry goes with the scheduler */
-	bool		prepared_known; /* what was prepared before the server started is noted */
+	DatabaseInfo info;			/* copy_database() fills in the rest */
+	Latch	   *latch;			/* the scheduler's, NULL = none */
+	bool		yield;			/* the scheduler is asked to make room */
+	bool		remove_at_exit; /* remove the entry when the scheduler exits */
+	bool		prepared_known; /* transactions prepared before the start are
+								 * noted */
 
-	pg_atomic_uint32 wake;		/* WAKE_* bits not yet seen by the scheduler */
+	pg_atomic_uint32 wake;		/* WAKE_* bits that the scheduler has not seen */
 	pg_atomic_uint64 wake_run_at;	/* earliest due time that came with them */
 } TaskDatabase;
 
@@ -35,7 +41,7 @@ typedef struct SharedState
 
 	Latch	   *launcher_latch; /* NULL = no launcher */
 	bool		new_databases;	/* pg_database has changed */
-	TimestampTz shortage_until; /* background workers were short lately */
+	TimestampTz shortage_until; /* end of the shortage of background workers */
 	TimestampTz shortage_logged;
 	TimestampTz no_process_logged;
 	TimestampTz no_room_logged;
@@ -45,17 +51,18 @@ typedef struct SharedState
 	TaskSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 
-/* What is to be told at the end of a transaction */
+/* The wake-ups to send at the end of a transaction */
 typedef struct Wake
 {
-	int			flags;			/* to the scheduler of its database */
-	TimestampTz run_at;			/* likewise; DT_NOEND = none */
-	bool		create;			/* the database surely has the extension */
-	bool		new_databases;	/* to the launcher */
-	uint64		waiters;		/* see tasksched_waiters_bit() */
+	int			flags;			/* for the scheduler of the database */
+	TimestampTz run_at;			/* earliest due time, DT_NOEND = none */
+	bool		create;			/* the database is certain to have the
+								 * extension */
+	bool		new_databases;	/* for the launcher: pg_database has changed */
+	uint64		waiters;		/* bits of tasksched_waiters_bit() */
 } Wake;
 
-/* A prepared transaction, and what is to be told when it has ended */
+/* A prepared transaction, and the wake-ups to send when it has ended */
 typedef struct PreparedXact
 {
 	TransactionId xid;			/* invalid = unused entry */
@@ -66,21 +73,22 @@ typedef struct PreparedXact
 typedef struct PreparedXacts
 {
 	pg_atomic_uint32 count;		/* entries in use; read without the lock */
-	int			end;			/* no entry is in use from here on */
+	int			end;			/* all entries in use come before this one */
 	PreparedXact entries[FLEXIBLE_ARRAY_MEMBER];
 } PreparedXacts;
 
 /* ----------
- * memory.c
+ * memory.c: the shared memory and its set-up
  * ----------
  */
 extern SharedState *tasksched_shared;
-extern PreparedXacts *tasksched_prepared;	/* NULL if the server allows for none */
+extern PreparedXacts *tasksched_prepared;	/* NULL if
+											 * max_prepared_transactions is 0 */
 
 extern int	tasksched_max_prepared(void);
 
 /* ----------
- * databases.c
+ * databases.c: the entries of the databases
  * ----------
  */
 extern TaskDatabase *tasksched_my_database; /* in a scheduler */
@@ -94,14 +102,14 @@ extern void tasksched_set_scheduler_latch(TaskDatabase *db);
 extern bool tasksched_is_paused(TaskDatabase *db);
 
 /* ----------
- * slots.c
+ * slots.c: the slots of workers
  * ----------
  */
 extern bool tasksched_end_idle_workers(Oid dboid);
 extern void tasksched_free_abandoned_slots(Oid dboid);
 
 /* ----------
- * prepared.c
+ * prepared.c: prepared transactions
  * ----------
  */
 extern bool tasksched_prepared_any(void);
@@ -112,7 +120,7 @@ extern void tasksched_prepared_tell(TransactionId xid);
 extern void tasksched_prepared_forget(TransactionId xid);
 
 /* ----------
- * crash.c
+ * crash.c: the crash board
  * ----------
  */
 extern void tasksched_crash_create(int nslots);

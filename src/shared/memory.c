@@ -2,17 +2,20 @@
  * memory.c
  *	  The shared memory of tasksched: its size and its set-up.
  *
- * Shared memory is a cache of the tables that may vanish at any instant.  Every
- * crash of a server process makes the postmaster start with fresh, empty memory,
- * and the schedulers find out from the tables what was going on.
+ * Shared memory is a cache of the tables, and may vanish at any moment.  After
+ * every crash of a server process, the postmaster starts with fresh, empty
+ * memory.  The schedulers then find out from the tables what was going on.
  *
- * There is one LWLock for all of it, taken in this folder alone and never across
- * a call that can wait or raise an error.  No lock of the server's is taken under
- * it.  It protects everything but the two atomics of a TaskDatabase, which may
- * be changed while it is held in shared mode, the number of prepared
- * transactions, and the condition variables, which look after themselves.  The
- * latch of another process is set, and a signal is sent to it, under the lock: the
- * lock keeps the slot or the entry from passing on to another process.
+ * One LWLock protects all of it.  (A second one protects the list of suspects,
+ * see crash.c.)  It is taken only in this folder, and never held across a call
+ * that can wait or raise an error.  No other lock is taken under it.
+ *
+ * It does not protect the condition variables, which have locks of their own.
+ * The two atomics of a TaskDatabase may be changed under the shared lock.  The
+ * number of prepared transactions is read without the lock.
+ *
+ * To set the latch of another process, or to send it a signal, hold the lock.
+ * That keeps its slot or entry from passing on to another process.
  */
 #include "postgres.h"
 
@@ -33,8 +36,8 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 
 /*
- * Number of worker slots.  No more workers than max_worker_processes can be
- * alive, but dead ones keep their slots until their tasks are put back.
+ * The number of worker slots.  At most max_worker_processes workers are alive,
+ * but a dead one keeps its slot until its task is put back.
  */
 int
 tasksched_slot_count(void)
@@ -50,8 +53,8 @@ shmem_size(void)
 }
 
 /*
- * Each entry in use is that of a prepared transaction, or of one that a process is
- * about to prepare or has just ended.
+ * The number of entries for prepared transactions.  Besides the prepared ones,
+ * each process may be about to prepare one, or have just ended one.
  */
 int
 tasksched_max_prepared(void)

@@ -1,6 +1,6 @@
 /*
  * prepared.c
- *	  Prepared transactions, and what is to be told when they have ended.
+ *	  Prepared transactions, and the wake-ups to send when they have ended.
  */
 #include "postgres.h"
 
@@ -29,7 +29,7 @@ find_prepared(TransactionId xid)
 	return NULL;
 }
 
-/* Use a free entry; false if there is none */
+/* Use a free entry.  Returns false if there is none. */
 static bool
 add_prepared(TransactionId xid, const Wake *wake)
 {
@@ -54,18 +54,24 @@ remove_prepared(PreparedXact *entry)
 	entry->xid = InvalidTransactionId;
 	while (tasksched_prepared->end > 0 && !TransactionIdIsValid(tasksched_prepared->entries[tasksched_prepared->end - 1].xid))
 		tasksched_prepared->end--;
-	/* last: who finds none need not wait for the lock, and has been told of all */
+
+	/*
+	 * last: a process that reads 0 without the lock relies on the schedulers
+	 * having been woken
+	 */
 	pg_atomic_fetch_sub_u32(&tasksched_prepared->count, 1);
 }
 
-/* The current transaction is about to be prepared */
+/*
+ * Note the wake-ups of the current transaction, which is about to be prepared
+ */
 void
 tasksched_prepared_add(TransactionId xid, const Wake *wake)
 {
 	bool		done;
 
 	if (tasksched_prepared == NULL)
-		return;					/* the server is about to refuse */
+		return;					/* the server will refuse to prepare it */
 	LWLockAcquire(tasksched_shared->lock, LW_EXCLUSIVE);
 	done = add_prepared(xid, wake);
 	LWLockRelease(tasksched_shared->lock);
@@ -73,7 +79,10 @@ tasksched_prepared_add(TransactionId xid, const Wake *wake)
 		elog(ERROR, "too many prepared transactions");
 }
 
-/* In a scheduler: is it to find out what was prepared before the server started? */
+/*
+ * In a scheduler: must it note the transactions that were prepared before the
+ * server started?
+ */
 bool
 tasksched_prepared_wanted(void)
 {
@@ -86,8 +95,9 @@ tasksched_prepared_wanted(void)
 }
 
 /*
- * In a scheduler: these transactions are prepared in its database.  One that is
- * not known may have done anything, and created the extension.
+ * In a scheduler: note these transactions, which are prepared in its database.
+ * One that has no entry yet may have done anything, even created the
+ * extension.
  */
 void
 tasksched_prepared_learn(const TransactionId *xids, int n)
@@ -107,7 +117,10 @@ tasksched_prepared_learn(const TransactionId *xids, int n)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* The next transactions that are prepared in this database; 0 at the end */
+/*
+ * Copy the next transactions that are prepared in this database.  Returns
+ * their number, 0 at the end.
+ */
 int
 tasksched_prepared_copy(int *from, TransactionId *xids, int max)
 {
@@ -125,7 +138,10 @@ tasksched_prepared_copy(int *from, TransactionId *xids, int max)
 	return n;
 }
 
-/* A prepared transaction has ended: tell, unless somebody has */
+/*
+ * A prepared transaction has ended: send its wake-ups, unless another process
+ * has
+ */
 void
 tasksched_prepared_tell(TransactionId xid)
 {
@@ -157,7 +173,7 @@ tasksched_prepared_tell(TransactionId xid)
 		tasksched_waiters_tell(waiters);
 }
 
-/* A transaction could not be prepared after all */
+/* Remove the entry of a transaction that could not be prepared after all */
 void
 tasksched_prepared_forget(TransactionId xid)
 {

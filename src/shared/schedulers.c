@@ -1,6 +1,7 @@
 /*
  * schedulers.c
- *	  Schedulers come to their databases and leave them, with what is in slots.
+ *	  How a scheduler takes and leaves its database, with the slots that
+ *	  only it can free.
  */
 #include "postgres.h"
 
@@ -15,7 +16,10 @@
 #include "shared/internal.h"
 #include "shared/shared.h"
 
-/* Remove an entry.  No other scheduler may come to free its slots. */
+/*
+ * Remove an entry.  No scheduler will come to free the slots of the database,
+ * so free them now.
+ */
 static void
 remove_database(TaskDatabase *db)
 {
@@ -31,15 +35,18 @@ database_detach(int code, Datum arg)
 	tasksched_my_database->latch = NULL;
 	tasksched_my_database->info.ready = false;
 	tasksched_my_database->info.terminated = tasksched_was_terminated();
-	/* unless there has been a reason since, such as CREATE EXTENSION */
-	if (tasksched_my_database->forget && pg_atomic_read_u32(&tasksched_my_database->wake) == 0)
+	/* keep it if there is a new reason, which may be CREATE EXTENSION */
+	if (tasksched_my_database->remove_at_exit && pg_atomic_read_u32(&tasksched_my_database->wake) == 0)
 		remove_database(tasksched_my_database);
 	tasksched_my_database = NULL;
 	tasksched_wake_launcher();
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* Become the scheduler of a database; false if it has one, or there is no room */
+/*
+ * Become the scheduler of a database.  Returns false if it has one, or there
+ * is no room for another database.
+ */
 bool
 tasksched_database_attach(Oid dboid)
 {
@@ -55,11 +62,11 @@ tasksched_database_attach(Oid dboid)
 		db->info.pid = MyProcPid;
 		db->latch = MyLatch;
 		db->yield = false;
-		db->forget = false;
+		db->remove_at_exit = false;
 		db->info.clean_exit = false;
 		db->info.terminated = false;
 		db->info.lack = LACK_NOTHING;
-		db->info.busy = true;		/* until it has had a look */
+		db->info.busy = true;	/* until it has reported */
 		tasksched_my_database = db;
 		result = true;
 	}
@@ -67,15 +74,19 @@ tasksched_database_attach(Oid dboid)
 	if (result)
 	{
 		tasksched_watch_sigterm();
-		/* after the connection has gone: a command that needs the database waits for this */
+
+		/*
+		 * runs after the connection has ended, since a command that needs the
+		 * database waits for this
+		 */
 		on_shmem_exit(database_detach, 0);
 	}
 	return result;
 }
 
 /*
- * In the launcher: a scheduler is about to be started; "attached" will say
- * whether it came.  False if there is no room for one more database.
+ * In the launcher: a scheduler is about to be started.  "attached" will say
+ * whether it came.  Returns false if there is no room for another database.
  */
 bool
 tasksched_database_expect(Oid dboid)
@@ -94,11 +105,11 @@ tasksched_database_expect(Oid dboid)
 }
 
 /*
- * Forget a database that is gone, takes no connections or has lost the
- * extension.  With if_not_woken it stays if there is a reason that its scheduler
- * has not seen, since that may have been CREATE EXTENSION.  While it has a
- * scheduler, its entry can't be used for another one: that scheduler is asked to
- * leave, and removes the entry.
+ * Remove the entry of a database that was dropped, takes no connections or has
+ * lost the extension.  With if_not_woken, keep it if there is a reason that
+ * the scheduler has not seen, because that may be CREATE EXTENSION.  An entry
+ * with a scheduler can't be used for another database, so that scheduler is
+ * terminated and removes the entry as it exits.
  */
 void
 tasksched_database_forget(Oid dboid, bool if_not_woken)
@@ -113,7 +124,7 @@ tasksched_database_forget(Oid dboid, bool if_not_woken)
 			remove_database(db);
 		else
 		{
-			db->forget = true;
+			db->remove_at_exit = true;
 			if (db->info.pid != MyProcPid)
 				kill(db->info.pid, SIGTERM);
 		}
@@ -122,9 +133,10 @@ tasksched_database_forget(Oid dboid, bool if_not_woken)
 }
 
 /*
- * Make the scheduler and the idle workers of a database go, and the others as
- * soon as they are idle.  Returns whether any was there that has to go; to be
- * called until that is false, since one that was on its way may have come.
+ * Terminate the scheduler and the idle workers of a database.  Its other
+ * workers exit as soon as they are idle.  Returns true if there were processes
+ * to terminate.  The caller repeats this until it returns false, because a
+ * process that was starting may have arrived meanwhile.
  */
 bool
 tasksched_database_clear(Oid dboid)

@@ -1,7 +1,7 @@
 /*
  * shared.h
- *	  What the processes of tasksched share, and how sessions and processes wake
- *	  each other.
+ *	  What the processes of tasksched share, and how sessions and processes
+ *	  wake each other.
  */
 #ifndef TASKSCHED_SHARED_H
 #define TASKSCHED_SHARED_H
@@ -12,7 +12,7 @@
 #include "base/types.h"
 
 /* ----------
- * memory.c: its size and its set-up
+ * memory.c: the shared memory and its set-up
  * ----------
  */
 extern void tasksched_shmem_init(void);
@@ -20,52 +20,63 @@ extern bool tasksched_preloaded(void);
 extern int	tasksched_slot_count(void);
 
 /* ----------
- * databases.c: the databases that have the extension, and the launcher
+ * databases.c: the entries of the databases, and the latch of the launcher
  * ----------
  */
 
 /* What a reason to look at the tasks asks of the scheduler (bits) */
-#define WAKE_DUE		0x01	/* a task may be due: see the wake's run_at */
+#define WAKE_DUE		0x01	/* a task is due at run_at, or a slot has
+								 * changed */
 #define WAKE_CHECK		0x02	/* a running task may have been cancelled */
-#define WAKE_SCAN		0x04	/* anything may have changed: reconcile */
-#define WAKE_LATER		0x08	/* tasks will be due later; run_at is the earliest of them */
-#define WAKE_PAUSE		0x10	/* no task may be launched until a scan has seen whether one may */
+#define WAKE_SCAN		0x04	/* anything may have changed: scan */
+#define WAKE_LATER		0x08	/* a task is due later, perhaps after run_at:
+								 * look it up */
+#define WAKE_PAUSE		0x10	/* launch no task until a scan has read the
+								 * table */
 
-/* What a database's due tasks, or its scheduler, wait for */
+/* What the due tasks or the scheduler of a database wait for */
 typedef enum Lack
 {
 	LACK_NOTHING,
-	LACK_SLOT,					/* of a background worker */
-	LACK_PROCESS				/* the server could not start one */
+	LACK_SLOT,					/* a background worker slot */
+	LACK_PROCESS				/* the postmaster can't start a process */
 } Lack;
 
-/* Databases that can have the extension at the same time */
+/* The number of databases that can have the extension at the same time */
 #define TASKSCHED_MAX_DATABASES 1024
 
 #define MAX_FAILING_OWNERS 8
 #define LAST_ERROR_LEN 256
 
-/* A database that has the extension, at some moment */
+/*
+ * What other processes can read of the entry of a database that has the
+ * extension, or is probed for it
+ */
 typedef struct DatabaseInfo
 {
 	Oid			dboid;			/* InvalidOid = unused entry */
-	int			pid;			/* of the scheduler, 0 = none */
-	bool		known;			/* the extension has been seen */
-	bool		attached;		/* the scheduler that was started last has come */
-	bool		ready;			/* the scheduler is connected, and has seen the extension */
-	bool		clean_exit;		/* the last scheduler exited because that was right */
-	bool		terminated;		/* the last scheduler was sent SIGTERM */
-	bool		woken;			/* there is a reason that the scheduler has not seen */
+	int			pid;			/* the scheduler's, 0 = none */
+	bool		known;			/* the database has the extension */
+	bool		attached;		/* the last scheduler started has arrived */
+	bool		ready;			/* its present scheduler has found the
+								 * extension */
+	bool		clean_exit;		/* the last scheduler exited of its own accord */
+	bool		terminated;		/* the last scheduler received SIGTERM */
+	bool		woken;			/* the scheduler has not seen all reasons */
 
-	/* what the scheduler reports */
-	TimestampTz next_due;		/* DT_NOEND = no task is scheduled */
+	/* reported by the scheduler */
+	TimestampTz next_due;		/* DT_NOEND = none, or no task may be launched */
 	TimestampTz last_scan;		/* 0 = none yet */
-	bool		busy;			/* it has due tasks, or workers that are not idle */
-	bool		held;			/* due tasks are blocked, and only a scan finds the end of that */
+	bool		busy;			/* it has due tasks, or slots neither free nor
+								 * idle */
+	bool		held;			/* due tasks are blocked; only a scan sees
+								 * that end */
 	bool		paused;
-	int			nlocked;		/* tasks to be put back whose rows are locked */
-	Lack		lack;			/* reported by the launcher if no scheduler can start */
-	Oid			failing_owners[MAX_FAILING_OWNERS]; /* some whose workers can't start */
+	int			nlocked;		/* tasks to put back whose rows are locked */
+	Lack		lack;			/* the launcher reports it if no scheduler can
+								 * start */
+	Oid			failing_owners[MAX_FAILING_OWNERS]; /* some of those whose
+													 * workers can't start */
 	char		last_error[LAST_ERROR_LEN];
 } DatabaseInfo;
 
@@ -96,7 +107,7 @@ extern void tasksched_database_report(TimestampTz next_due, TimestampTz last_sca
 extern void tasksched_database_report_error(const char *message);
 
 /* ----------
- * shortage.c: too few background workers or processes
+ * shortage.c: shortages of background workers and processes
  * ----------
  */
 extern void tasksched_shortage_begin(void);
@@ -109,57 +120,69 @@ extern void tasksched_log_no_room(void);
  * ----------
  */
 
-/* The state of a slot; which state may follow which is a table in slots.c */
+/*
+ * The state of a slot.  The table in slots.c says which state may follow
+ * which.
+ */
 typedef enum SlotState
 {
 	SLOT_FREE = 0,
-	SLOT_STARTING,				/* reserved: a worker is on its way */
+	SLOT_STARTING,				/* reserved for a worker that is starting */
 	SLOT_IDLE,					/* the worker waits for a task */
-	SLOT_READY,					/* a claimed task was handed over */
-	SLOT_RUNNING,				/* the action is called */
+	SLOT_READY,					/* a claimed task has been handed over */
+	SLOT_RUNNING,				/* the action runs */
 	SLOT_DEAD					/* the worker ended without an outcome */
 } SlotState;
 
 /* Why a worker ended without an outcome */
 typedef enum SlotEnd
 {
-	END_NOT_BEGUN,				/* before the action: the claim is undone */
-	END_STALE,					/* likewise, because the worker was outdated, or by a pause */
-	END_TERMINATED,				/* by SIGTERM: resumed, nothing is counted */
-	END_CUT_SHORT,				/* likewise, right after it began: resumed after a second */
-	END_BOOKKEEPING,			/* the outcome could not be stored */
-	END_CRASHED					/* by itself: counts a crash */
+	END_NOT_BEGUN,				/* before the action: the claim is undone,
+								 * with a delay */
+	END_STALE,					/* before the action, as the worker or its
+								 * function was outdated, or by a pause: the
+								 * claim is undone */
+	END_TERMINATED,				/* by SIGTERM, or the postmaster died:
+								 * resumed, no crash is counted */
+	END_CUT_SHORT,				/* by SIGTERM soon after the action began:
+								 * resumed after a second */
+	END_BOOKKEEPING,			/* the outcome could not be stored: resumed
+								 * with a delay */
+	END_CRASHED					/* by itself: a crash is counted */
 } SlotEnd;
 
 #define PROGRESS_NOTE_LEN 128
 
 /*
- * Every field is protected by the LWLock.  The worker named by pid alone moves
- * a slot on from IDLE (but for IDLE -> READY), READY and RUNNING.
+ * The LWLock protects every field except "end".  The worker with this pid
+ * moves the slot on from IDLE, READY and RUNNING, and no other process does,
+ * except that the scheduler moves it from IDLE to READY.
  */
 typedef struct TaskSlot
 {
 	SlotState	state;
-	uint32		generation;		/* counts reservations: a late worker finds out */
+	uint32		generation;		/* number of reservations: a worker that is
+								 * too late sees another one */
 	Oid			dboid;
 	Oid			owner;
 	int			pid;			/* 0 until attached */
 	Latch	   *latch;			/* the worker's, NULL until attached */
-	bool		ready;			/* the worker has been ready for its first task */
-	bool		quit;			/* the worker is to exit when it is idle */
-	TimestampTz since;			/* start of the current state */
+	bool		ready;			/* the worker was ready for its first task */
+	bool		quit;			/* the worker must exit when it is idle */
+	TimestampTz since;			/* when the current state began */
 
 	/* valid in READY, RUNNING, DEAD */
 	TaskRef		task;
 	char		action[TASKSCHED_NAME_SIZE];
 	Action		function;		/* what the scheduler found for the action */
-	bool		superseded;		/* the launch is not to begin */
-	SlotEnd		end;			/* in DEAD */
+	bool		superseded;		/* the launch must not begin */
+	SlotEnd		end;			/* set by the worker without the lock; read in
+								 * DEAD */
 
 	/* valid in RUNNING */
 	bool		has_progress;
-	int64		done;			/* -1 = not reported, likewise total */
-	int64		total;
+	int64		done;			/* -1 = not reported */
+	int64		total;			/* -1 = not reported */
 	char		note[PROGRESS_NOTE_LEN];
 } TaskSlot;
 
@@ -196,7 +219,7 @@ extern bool tasksched_slot_is_running(void);
 extern bool tasksched_slot_holds(const pg_uuid_t *id);
 
 /* ----------
- * schedulers.c: schedulers come to their databases and leave them
+ * schedulers.c: how a scheduler takes and leaves its database
  * ----------
  */
 extern bool tasksched_database_expect(Oid dboid);
@@ -221,7 +244,7 @@ extern void tasksched_waiters_leave(void);
 extern bool tasksched_prepared_wanted(void);
 
 /* ----------
- * wakeup.c: what is told at the end of a transaction
+ * wakeup.c: wake-ups at the end of a transaction
  * ----------
  */
 extern void tasksched_wakeup_init(void);
@@ -236,7 +259,7 @@ extern void tasksched_learn_prepared(const TransactionId *xids, int n);
  * ----------
  */
 
-/* A launch that crashed the server, until its scheduler has counted it */
+/* A launch that crashed the server.  The scheduler has yet to count it. */
 typedef struct Suspect
 {
 	Oid			dboid;

@@ -1,7 +1,7 @@
 /*
  * shortage.c
- *	  Too few background workers or processes: remember that, and log it now and
- *	  then.
+ *	  Shortages of background workers, processes and entries: remember them,
+ *	  and log them from time to time.
  */
 #include "postgres.h"
 
@@ -16,7 +16,10 @@
 /* How long a shortage of background workers is remembered */
 #define SHORTAGE_US (10 * USECS_PER_SEC)
 
-/* How often one is logged, whoever finds it */
+/*
+ * The time between two log messages about a shortage, from all processes
+ * together
+ */
 #define SHORTAGE_LOG_US (600 * USECS_PER_SEC)
 
 /* Is it time to log a shortage again? */
@@ -31,8 +34,8 @@ may_log(TimestampTz *logged, TimestampTz now)
 }
 
 /*
- * A background worker could not be registered: the databases take turns from
- * now on, until that has not happened for a while.
+ * A background worker could not be registered.  From now on the databases take
+ * turns, until no registration has failed for SHORTAGE_US.
  */
 void
 tasksched_shortage_begin(void)
@@ -55,8 +58,8 @@ tasksched_shortage_begin(void)
 }
 
 /*
- * A background worker was registered, but the server could not start a process
- * for it.
+ * A background worker was registered, but the postmaster could not start a
+ * process for it.
  */
 void
 tasksched_log_no_process(void)
@@ -74,6 +77,7 @@ tasksched_log_no_process(void)
 				 errhint("Consider raising the operating system's limit on the number of processes (ulimit -u) of the server's user.")));
 }
 
+/* Is there a shortage of background workers? */
 bool
 tasksched_shortage(void)
 {
@@ -85,7 +89,7 @@ tasksched_shortage(void)
 	return result;
 }
 
-/* A database can't be served, since there are too many of them */
+/* There is no entry for another database. */
 void
 tasksched_log_no_room(void)
 {

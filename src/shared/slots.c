@@ -18,7 +18,10 @@
 #include "shared/internal.h"
 #include "shared/shared.h"
 
-/* A launch that is terminated so soon after it began is not resumed at once */
+/*
+ * A launch that is terminated within this time after it began is not resumed
+ * at once
+ */
 #define CUT_SHORT_US USECS_PER_SEC
 
 static TaskSlot *my_slot = NULL;	/* in a worker */
@@ -29,9 +32,9 @@ static TaskSlot *my_slot = NULL;	/* in a worker */
  */
 
 /*
- * The states that may follow each state, as bits.  Who moves a slot on:
+ * The states that may follow each state, as bits.  The transitions:
  *
- *	FREE -> STARTING	the scheduler has reserved it
+ *	FREE -> STARTING	the scheduler reserves the slot
  *	STARTING -> IDLE	the worker is connected
  *	IDLE -> READY		the scheduler hands over a task that it has claimed
  *	READY -> RUNNING	the worker is about to call the action
@@ -40,7 +43,7 @@ static TaskSlot *my_slot = NULL;	/* in a worker */
  *	RUNNING -> IDLE		the outcome is committed
  *	READY, RUNNING -> DEAD	the worker exits without an outcome; "end" says why
  *	STARTING, IDLE -> FREE	the worker exits, or never came
- *	DEAD -> FREE		the task is put back, or nobody can put it back
+ *	DEAD -> FREE		the scheduler has dealt with the task, or can't
  */
 #define BIT(state) (1 << (state))
 
@@ -53,7 +56,7 @@ static const int may_follow[] PG_USED_FOR_ASSERTS_ONLY = {
 	[SLOT_DEAD] = BIT(SLOT_FREE)
 };
 
-/* Move a slot to another state; the one place where that happens */
+/* Move a slot to another state.  Nothing else changes the state. */
 static void
 set_slot_state(TaskSlot *slot, SlotState state)
 {
@@ -70,7 +73,7 @@ set_slot_state(TaskSlot *slot, SlotState state)
 		slot->dboid = InvalidOid;
 }
 
-/* Is it still the same reservation? */
+/* Does the slot have this state, in the same reservation? */
 static bool
 slot_is(TaskSlot *slot, uint32 generation, SlotState state)
 {
@@ -95,9 +98,10 @@ wake_slot_scheduler(TaskSlot *slot)
  */
 
 /*
- * If no slot is free, take the oldest one of a dead worker of another database,
- * whose scheduler can't put its task back.  That one will find the task with a
- * scan, and resume it without knowing how it has ended.
+ * If no slot is free, free the oldest slot of a dead worker of another
+ * database, whose scheduler can't put the task back.  The next scan of that
+ * scheduler will find the task and resume it, without knowing how its launch
+ * ended.
  */
 static void
 make_slot_free(void)
@@ -126,7 +130,10 @@ make_slot_free(void)
 	set_slot_state(oldest, SLOT_FREE);
 }
 
-/* Reserve a slot for a worker of this database and owner; -1 if there is none */
+/*
+ * Reserve a slot for a worker of this database and owner.  Returns -1 if there
+ * is none.
+ */
 int
 tasksched_slot_reserve(Oid owner, uint32 *generation)
 {
@@ -152,7 +159,10 @@ tasksched_slot_reserve(Oid owner, uint32 *generation)
 	return result;
 }
 
-/* Give up a reservation whose worker has not come; false if it has, after all */
+/*
+ * Release a reservation whose worker has not come.  Returns false if the
+ * worker has come after all.
+ */
 bool
 tasksched_slot_release(int i, uint32 generation)
 {
@@ -166,7 +176,10 @@ tasksched_slot_release(int i, uint32 generation)
 	return result;
 }
 
-/* Hand a claimed task to an idle worker; false if it went away meanwhile, or by a pause */
+/*
+ * Hand a claimed task to an idle worker.  Returns false if the worker leaves
+ * or has left, or the database is paused.
+ */
 bool
 tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 					  const char *action, const Action *function)
@@ -190,7 +203,10 @@ tasksched_slot_assign(int i, uint32 generation, const TaskRef *task,
 	return result;
 }
 
-/* The task of a dead worker has been put back */
+/*
+ * Free the slot of a dead worker.  Its task is put back, or the scheduler has
+ * noted it because its row is locked.
+ */
 void
 tasksched_slot_reaped(int i, uint32 generation)
 {
@@ -201,8 +217,9 @@ tasksched_slot_reaped(int i, uint32 generation)
 }
 
 /*
- * Signal the worker that runs this very launch, or keep it from beginning it;
- * false if neither is called for any more.
+ * Signal the worker that runs this very launch, or prevent the launch if it
+ * has not begun.  Returns true if the launch runs, and may need another
+ * signal.
  */
 bool
 tasksched_slot_interrupt(int i, const TaskRef *task, int signo)
@@ -242,7 +259,11 @@ tasksched_slot_quit(int i)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* Make the workers of a database exit as soon as they are idle; with terminate, at once */
+/*
+ * Make the workers of a database exit as soon as they are idle.  With
+ * "terminate", terminate them at once, and free the slots of dead workers,
+ * whose tasks can't be put back.
+ */
 void
 tasksched_slots_quit(Oid dboid, bool terminate)
 {
@@ -265,7 +286,10 @@ tasksched_slots_quit(Oid dboid, bool terminate)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* Make the idle workers of a database go, and the others as soon as they are idle */
+/*
+ * Terminate the idle and the starting workers of a database.  The others exit
+ * as soon as they are idle.  Returns true if there were any to terminate.
+ */
 bool
 tasksched_end_idle_workers(Oid dboid)
 {
@@ -279,7 +303,8 @@ tasksched_end_idle_workers(Oid dboid)
 			continue;
 		slot->quit = true;
 		if (slot->state == SLOT_STARTING && slot->pid == 0)
-			set_slot_state(slot, SLOT_FREE);	/* it finds that out when it comes */
+			set_slot_state(slot, SLOT_FREE);	/* the worker will see that
+												 * when it comes */
 		else if (slot->state == SLOT_STARTING || slot->state == SLOT_IDLE)
 		{
 			kill(slot->pid, SIGTERM);
@@ -289,7 +314,7 @@ tasksched_end_idle_workers(Oid dboid)
 	return occupied;
 }
 
-/* Likewise, for who does not hold the lock */
+/* The same, for callers that do not hold the lock */
 void
 tasksched_slots_end_idle(Oid dboid)
 {
@@ -299,8 +324,9 @@ tasksched_slots_end_idle(Oid dboid)
 }
 
 /*
- * Free the slots that are the scheduler's to free, since no other scheduler may
- * come.  A worker that is still on its way finds that out.
+ * Free the slots of a database that only its scheduler could free, because no
+ * scheduler will come.  A worker that is starting will see that its slot is
+ * gone.
  */
 void
 tasksched_free_abandoned_slots(Oid dboid)
@@ -321,8 +347,8 @@ tasksched_free_abandoned_slots(Oid dboid)
  */
 
 /*
- * A copy of all slots, in which those of other databases look free (unless
- * dboid is InvalidOid).
+ * Copy all slots.  Those of other databases look free, unless dboid is
+ * InvalidOid.
  */
 TaskSlot *
 tasksched_slots_copy(Oid dboid, int *n)
@@ -344,7 +370,7 @@ tasksched_slots_copy(Oid dboid, int *n)
 	return copy;
 }
 
-/* The slot of a process that runs a task; -1 if it does not */
+/* Return the slot of a process whose action runs; -1 if there is none */
 int
 tasksched_slot_of(int pid)
 {
@@ -366,11 +392,12 @@ tasksched_slot_of(int pid)
  */
 
 /*
- * How a worker that is in its action has ended.  An end that nobody asked for
- * (FATAL, exit()) counts as a crash of the task, but not if the postmaster has
- * died: then all processes end, and a scheduler that has not noticed yet would
- * count it.  An action that terminates its own worker must not be launched in a
- * hot loop.
+ * Find out how a worker that is in its action has ended.  An end that no other
+ * process asked for (FATAL, exit()) counts as a crash of the task.  It does
+ * not count if the postmaster has died: then all processes end, and a
+ * scheduler that has not noticed yet would count the crash.  A launch that is
+ * terminated soon after it began is resumed with a delay.  Otherwise an action
+ * that terminates its own worker would be launched in a hot loop.
  */
 static SlotEnd
 end_in_action(const TaskSlot *slot)
@@ -381,7 +408,7 @@ end_in_action(const TaskSlot *slot)
 		END_CUT_SHORT : END_TERMINATED;
 }
 
-/* Leave the slot */
+/* Leave the slot as the process exits */
 static void
 slot_detach(int code, Datum arg)
 {
@@ -391,7 +418,7 @@ slot_detach(int code, Datum arg)
 	LWLockAcquire(tasksched_shared->lock, LW_EXCLUSIVE);
 	if (slot != NULL)
 	{
-		/* its outcome may be committed, and nobody told */
+		/* the outcome may be committed, and the waiters not woken yet */
 		if (tasksched_slot_has_task(slot))
 			waiters = tasksched_waiters_bit(&slot->task.id);
 		if (slot->state == SLOT_RUNNING && slot->end == END_CRASHED)
@@ -399,7 +426,11 @@ slot_detach(int code, Datum arg)
 		wake_slot_scheduler(slot);
 		if (tasksched_slot_has_task(slot))
 			set_slot_state(slot, SLOT_DEAD);
-		/* a task that nobody will put back: the database or the extension is gone */
+
+		/*
+		 * if the database or the extension is gone, no scheduler will put the
+		 * task back
+		 */
 		if (slot->state != SLOT_DEAD || tasksched_find_database(slot->dboid) == NULL)
 			set_slot_state(slot, SLOT_FREE);
 		tasksched_crash_detach();
@@ -408,12 +439,15 @@ slot_detach(int code, Datum arg)
 	if (waiters != 0)
 		tasksched_waiters_tell(waiters);
 
-	/* one more free place: a database may be waiting for it */
+	/* a background worker slot becomes free: a database may wait for it */
 	if (tasksched_shortage())
 		tasksched_launcher_wake(false);
 }
 
-/* Take the reserved slot; false if the reservation is no longer valid */
+/*
+ * Take the reserved slot.  Returns false if the reservation is no longer
+ * valid.
+ */
 bool
 tasksched_slot_attach(int i, uint32 generation)
 {
@@ -423,7 +457,7 @@ tasksched_slot_attach(int i, uint32 generation)
 	LWLockAcquire(tasksched_shared->lock, LW_EXCLUSIVE);
 	if (slot_is(slot, generation, SLOT_STARTING))
 	{
-		/* not IDLE yet: that comes with the first tasksched_slot_take() */
+		/* not IDLE until tasksched_slot_announce() */
 		slot->pid = MyProcPid;
 		slot->latch = MyLatch;
 		my_slot = slot;
@@ -439,7 +473,7 @@ tasksched_slot_attach(int i, uint32 generation)
 	return result;
 }
 
-/* The worker is there: a task may be handed to it */
+/* The worker is connected, and can be given a task */
 void
 tasksched_slot_announce(void)
 {
@@ -449,7 +483,10 @@ tasksched_slot_announce(void)
 	LWLockRelease(tasksched_shared->lock);
 }
 
-/* Is there a task to run?  Says also whether the worker shall exit if not. */
+/*
+ * Return true and the task if there is one to run. *quit is set if the worker
+ * must exit when it is idle.
+ */
 bool
 tasksched_slot_take(TaskRef *task, Action *function, bool *quit)
 {
@@ -480,9 +517,9 @@ tasksched_slot_must_quit(void)
 }
 
 /*
- * The action is about to be called, for this launch; false if it shall not,
- * since the task was cancelled after it was read, or the database is paused: then
- * the task is to be put back.
+ * The action of this launch is about to be called.  Returns false if it must
+ * not be called: the task was cancelled after it was read, or the database is
+ * paused.  In the latter case *paused is set, and the task must be put back.
  */
 bool
 tasksched_slot_begin(const TaskRef *task, bool *paused)
@@ -510,7 +547,10 @@ tasksched_slot_begin(const TaskRef *task, bool *paused)
 	return begun;
 }
 
-/* This launch's outcome is committed, and with it the claim of the next one */
+/*
+ * The outcome of this launch is committed, and with it the claim of the next
+ * launch
+ */
 void
 tasksched_slot_proceed(const TaskRef *next)
 {
@@ -524,8 +564,8 @@ tasksched_slot_proceed(const TaskRef *next)
 }
 
 /*
- * The task is no longer ours: its outcome is committed, or it was superseded.
- * With last, the worker takes no other one.
+ * The worker no longer has the task: its outcome is committed, or it was
+ * superseded.  With "last", the worker takes no other task.
  */
 void
 tasksched_slot_settle(bool last)
@@ -540,7 +580,8 @@ tasksched_slot_settle(bool last)
 }
 
 /*
- * Leave the slot of an idle worker; false if a task was handed over meanwhile.
+ * Leave the slot of an idle worker.  Returns false if a task was handed over
+ * meanwhile.
  */
 bool
 tasksched_slot_leave(void)
@@ -559,18 +600,18 @@ tasksched_slot_leave(void)
 	return my_slot == NULL;
 }
 
-/* Say how the worker would end if it ended now */
+/* Note what it means if the worker ends from here on */
 void
 tasksched_slot_end(SlotEnd end)
 {
-	my_slot->end = end;			/* nobody else looks at it before DEAD */
+	my_slot->end = end;			/* no other process reads it before DEAD */
 	if (end != END_CRASHED)
 		tasksched_crash_disarm();
 }
 
 /*
- * Is an action of this process under way, or just about to begin or to end?
- * Nobody else moves the slot on then, so no lock is needed.
+ * Does this process run an action, or is it just about to begin or to end one?
+ * No other process moves the slot on then, so no lock is needed.
  */
 bool
 tasksched_slot_is_running(void)
@@ -578,7 +619,7 @@ tasksched_slot_is_running(void)
 	return my_slot != NULL && my_slot->state == SLOT_RUNNING;
 }
 
-/* Does this process hold the task, in its action or around it? */
+/* Does this process hold the task, while its action runs, before or after? */
 bool
 tasksched_slot_holds(const pg_uuid_t *id)
 {

@@ -2,7 +2,8 @@
  * waiters.c
  *	  Waiters: sessions in wait_for_task().
  *
- * Each sleeps on the condition variable that the id of its task hashes to.
+ * Each waiter sleeps on the condition variable that the id of its task hashes
+ * to.
  */
 #include "postgres.h"
 
@@ -12,7 +13,10 @@
 #include "shared/internal.h"
 #include "shared/shared.h"
 
-/* The bucket of a task, as a bit to be collected over a transaction */
+/*
+ * The bucket of a task, as a bit.  A transaction collects the bits of its
+ * tasks.
+ */
 uint64
 tasksched_waiters_bit(const pg_uuid_t *id)
 {
@@ -26,6 +30,7 @@ waiters_of(const pg_uuid_t *id)
 	return &tasksched_shared->waiters[id->data[UUID_LEN - 1] % WAITER_BUCKETS];
 }
 
+/* Wake the waiters in these buckets */
 void
 tasksched_waiters_tell(uint64 bits)
 {
@@ -42,7 +47,7 @@ tasksched_waiters_prepare(const pg_uuid_t *id)
 	ConditionVariablePrepareToSleep(waiters_of(id));
 }
 
-/* Sleep until something happened in the bucket; false at the timeout */
+/* Sleep until the bucket is woken.  Returns false at the timeout. */
 bool
 tasksched_waiters_sleep(const pg_uuid_t *id, long timeout_ms)
 {

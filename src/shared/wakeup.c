@@ -1,24 +1,25 @@
 /*
  * wakeup.c
- *	  What is told at the end of a transaction that changed tasks.
+ *	  Wake-ups at the end of a transaction that changed tasks.
  *
- * The functions that change tasks note in the statement what the scheduler has
- * to hear of; it is told once the commit is wholly visible.  A callback at
+ * The functions that change tasks note in the statement what the scheduler
+ * must learn.  It is woken once the commit is fully visible.  A callback at
  * XACT_EVENT_COMMIT would be too early: the rows are visible then, but the
- * other sessions have not heard yet of catalogue changes in the same
- * transaction, such as a GRANT.  A resource release callback after the release
- * of the locks comes after both.
+ * other sessions have not received the invalidations for catalog changes of
+ * the same transaction, such as a GRANT.  A resource release callback after
+ * the release of locks comes after both.
  *
- * A transaction that held a task's row also speaks up when it (or the
- * subtransaction) aborts: the scheduler may have passed the row by because it
- * was locked.
+ * A transaction that has locked the row of a task also wakes the scheduler if
+ * it aborts, or if the subtransaction does.  The scheduler may have passed by
+ * the row because it was locked.
  *
- * A prepared transaction leaves what it has to tell in shared memory.  It ends
- * in a transaction of another process, for which no callback says so: be it a
- * session's, or that of a worker of logical replication.  So whoever has written
- * WAL looks, at the end of its transaction, whether one has ended.  What tells is
- * the lock that a transaction holds on its own id: a prepared one lets it go
- * after all that others have to see of it.
+ * A prepared transaction leaves its wake-ups in shared memory.  It ends in a
+ * transaction of another process, and no callback there says so.  That process
+ * may be a session, or a worker of logical replication.  So every process that
+ * has written WAL checks, at the end of its transaction, whether a prepared
+ * one has ended.  It has ended when the lock on its transaction id is free: a
+ * prepared transaction releases that lock after everything that other sessions
+ * must see.
  */
 #include "postgres.h"
 
@@ -36,15 +37,17 @@
 #include "shared/internal.h"
 #include "shared/shared.h"
 
-/* So many prepared transactions are looked at for one look into shared memory */
-#define LOOK_AT 16
+/*
+ * The number of prepared transactions that one look into shared memory copies
+ */
+#define PREPARED_BATCH 16
 
 static object_access_hook_type prev_object_access_hook = NULL;
 
-/* What to tell at the end of the current transaction */
+/* The wake-ups to send at the end of the current transaction */
 static struct
 {
-	Wake		wake;			/* at commit */
+	Wake		wake;			/* if it commits */
 	int			abort_flags;	/* if it aborts */
 	TimestampTz abort_run_at;
 }			pending = {
@@ -52,10 +55,12 @@ static struct
 	.abort_run_at = DT_NOEND
 };
 
-static TransactionId preparing = InvalidTransactionId;	/* between PRE_PREPARE and PREPARE */
+static TransactionId preparing = InvalidTransactionId;	/* between PRE_PREPARE
+														 * and PREPARE */
 
-static XLogRecPtr looked_at = InvalidXLogRecPtr;	/* our last WAL record at the last look */
-static bool look_again = false;
+static XLogRecPtr wal_checked = InvalidXLogRecPtr;	/* our last WAL record at
+													 * the last check */
+static bool must_check = false;
 
 /* ----------
  * In the statement
@@ -68,7 +73,7 @@ later_flag(TimestampTz run_at)
 	return run_at != DT_NOEND && run_at > GetCurrentTimestamp() ? WAKE_LATER : 0;
 }
 
-/* The scheduler shall hear of this if the current transaction commits */
+/* Wake the scheduler if the current transaction commits */
 void
 tasksched_wake_at_commit(int flags, TimestampTz run_at)
 {
@@ -77,7 +82,10 @@ tasksched_wake_at_commit(int flags, TimestampTz run_at)
 	pending.wake.create = true;
 }
 
-/* The current transaction has locked the row of a live task, and may leave it as it was */
+/*
+ * Wake the scheduler if the current transaction aborts.  It has locked the row
+ * of a live task, and the abort leaves the row unchanged.
+ */
 void
 tasksched_wake_at_abort(TimestampTz run_at)
 {
@@ -86,8 +94,9 @@ tasksched_wake_at_abort(TimestampTz run_at)
 }
 
 /*
- * Those who wait for this task shall look again if we commit.  The worker that
- * runs it tells them itself, a little later, when it no longer looks running.
+ * Wake the waiters of this task if the current transaction commits.  The
+ * worker that runs the task does that itself, a little later, when the task no
+ * longer looks running.
  */
 void
 tasksched_tell_waiters_at_commit(const pg_uuid_t *id)
@@ -97,7 +106,10 @@ tasksched_tell_waiters_at_commit(const pg_uuid_t *id)
 	pending.wake.waiters |= tasksched_waiters_bit(id);
 }
 
-/* A database was created or dropped */
+/*
+ * A database was created or dropped: make the launcher read pg_database again
+ * at commit
+ */
 void
 tasksched_new_databases_at_commit(void)
 {
@@ -105,8 +117,8 @@ tasksched_new_databases_at_commit(void)
 }
 
 /*
- * DROP EXTENSION, however it comes about, and ALTER EXTENSION: let the
- * scheduler and those who wait for a task see for themselves.
+ * At DROP EXTENSION, also through another command, and at ALTER EXTENSION:
+ * make the scheduler and all waiters look for themselves.
  */
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
@@ -129,8 +141,9 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
  */
 
 /*
- * Has a transaction that was prepared in this database come to its end?  To be
- * called where nothing may fail, so see first whether there is memory.
+ * Has a transaction that was prepared in this database ended?  Nothing may
+ * fail where this is called, so check first that GetLockConflicts() will get
+ * its memory.
  */
 static bool
 has_ended(TransactionId xid)
@@ -141,28 +154,28 @@ has_ended(TransactionId xid)
 	int			nholders;
 
 	if (room == NULL)
-		return false;			/* the next scan sees to it */
+		return false;			/* the next scan will see */
 	pfree(room);
 	SET_LOCKTAG_TRANSACTION(tag, xid);
 	pfree(GetLockConflicts(&tag, ShareLock, &nholders));
 	return nholders == 0;
 }
 
-/* Tell what those prepared transactions stand for that have ended */
+/* Send the wake-ups of the prepared transactions that have ended */
 static void
-tell_of_ended(void)
+wake_for_ended(void)
 {
-	TransactionId xids[LOOK_AT];
+	TransactionId xids[PREPARED_BATCH];
 	int			from = 0;
 	int			n;
 
-	/* who ends one writes WAL */
+	/* the end of a prepared transaction writes WAL */
 	if (!OidIsValid(MyDatabaseId) || !tasksched_prepared_any() ||
-		(ProcLastRecPtr == looked_at && !look_again))
+		(ProcLastRecPtr == wal_checked && !must_check))
 		return;
-	looked_at = ProcLastRecPtr;
-	look_again = false;
-	while ((n = tasksched_prepared_copy(&from, xids, LOOK_AT)) > 0)
+	wal_checked = ProcLastRecPtr;
+	must_check = false;
+	while ((n = tasksched_prepared_copy(&from, xids, PREPARED_BATCH)) > 0)
 	{
 		for (int i = 0; i < n; i++)
 		{
@@ -173,16 +186,16 @@ tell_of_ended(void)
 }
 
 /*
- * In a scheduler, once after each start of the server, before its first scan: note
- * the prepared transactions of its database that are not known, since they are
- * older than the shared memory.  What they have done is not known either.
+ * In a scheduler, once after each start of the server, before its first scan:
+ * note the prepared transactions of its database that are older than the
+ * shared memory.  What they have done is not known.
  */
 void
 tasksched_learn_prepared(const TransactionId *xids, int n)
 {
 	tasksched_prepared_learn(xids, n);
-	/* one may have ended since it was seen */
-	look_again = true;
+	/* one may have ended since the caller saw it */
+	must_check = true;
 }
 
 /* ----------
@@ -199,13 +212,16 @@ forget_pending(void)
 }
 
 static void
-tell(int flags, TimestampTz run_at)
+wake_scheduler(int flags, TimestampTz run_at)
 {
 	if (flags != 0)
 		tasksched_database_wake(MyDatabaseId, pending.wake.create, flags, run_at);
 }
 
-/* PREPARE TRANSACTION leaves to the end of the transaction what there is to tell */
+/*
+ * PREPARE TRANSACTION leaves the wake-ups in shared memory, to be sent when
+ * the prepared transaction ends
+ */
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -213,7 +229,7 @@ xact_callback(XactEvent event, void *arg)
 	{
 		Wake		wake = pending.wake;
 
-		/* which of the two ends it comes to makes no difference */
+		/* it may commit or roll back: send the same in either case */
 		wake.flags |= pending.abort_flags;
 		wake.run_at = Min(wake.run_at, pending.abort_run_at);
 		if (wake.flags == 0 && wake.waiters == 0 && !wake.new_databases)
@@ -235,10 +251,10 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, voi
 		return;
 
 	if (!isCommit)
-		tell(pending.abort_flags, pending.abort_run_at);
+		wake_scheduler(pending.abort_flags, pending.abort_run_at);
 	else if (isTopLevel)
 	{
-		tell(pending.wake.flags, pending.wake.run_at);
+		wake_scheduler(pending.wake.flags, pending.wake.run_at);
 		if (pending.wake.waiters != 0)
 			tasksched_waiters_tell(pending.wake.waiters);
 		if (pending.wake.new_databases)
@@ -249,10 +265,11 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, voi
 	forget_pending();
 	if (TransactionIdIsValid(preparing))
 	{
-		tasksched_prepared_forget(preparing);	/* PREPARE has failed */
+		tasksched_prepared_forget(preparing);	/* PREPARE TRANSACTION has
+												 * failed */
 		preparing = InvalidTransactionId;
 	}
-	tell_of_ended();
+	wake_for_ended();
 }
 
 void
