@@ -1,6 +1,6 @@
 /*
  * actions.c
- *	  Registered actions.
+ *	  The registered actions.
  */
 #include "postgres.h"
 
@@ -21,7 +21,10 @@ enum
 	FOUND_FUNCTION
 };
 
-/* Look up an action; what it finds is in the caller's memory context */
+/*
+ * Look up an action.  The signature is allocated in the caller's memory
+ * context.
+ */
 bool
 tasksched_store_find_action(const char *name, RegisteredAction *action)
 {

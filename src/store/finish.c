@@ -3,8 +3,8 @@
  *	  The end of a launch, and of a task.
  *
  * A task moves from "live" to "finished" (and back) by a DELETE and an INSERT
- * in one statement, so that whoever waits for the row finds it gone rather than
- * fails, and looks again.
+ * in one statement.  So a session that waits for the row finds it gone and
+ * looks again, rather than failing.
  */
 #include "postgres.h"
 
@@ -16,34 +16,35 @@
 #include "store/store.h"
 
 /*
- * Run a statement that changes the row of one live task, which takes the place
- * of that row as its last argument; returns the number of rows.
- * tasksched_store_lock() is to be called before.
+ * Run a statement that changes the row of one live task, and takes the place
+ * of that row as its last argument.  Returns the number of rows.  The caller
+ * has called tasksched_store_lock().
  */
 static uint64
 change_live(StoreQuery q, const Args *args, const pg_uuid_t *id)
 {
-	Args		with_place = *args;
+	Args		args_and_place = *args;
 	TaskLookup	row = {0};
 	ItemPointerData before;
 	bool		first = true;
 	uint64		n = 0;
 
-	tasksched_add_pointer(&with_place, &row.place);
+	tasksched_add_pointer(&args_and_place, &row.place);
 	while (n == 0 && tasksched_row_find_live(id, &row) &&
 		   (first || !ItemPointerEquals(&row.place, &before)))
 	{
-		n = tasksched_execute(q, &with_place);
-		before = row.place;		/* if it has moved meanwhile, look again */
+		n = tasksched_execute(q, &args_and_place);
+		before = row.place;		/* if the row has moved, try again */
 		first = false;
 	}
 	return n;
 }
 
 /*
- * A restore may have brought a finished task back beside the live one that is moved
- * now.  It makes room, if the launch holds the live one.  (A cancelled task that
- * its worker finds here is no twin.)
+ * Remove the finished twin of a live task that is about to finish.  A restore
+ * may have brought it back beside the live task.  Returns false if the launch
+ * does not hold the live task.  The finished row is then no twin: the task may
+ * have been cancelled meanwhile.
  */
 static bool
 replace_twin(const pg_uuid_t *id, const int32 *launch)
@@ -61,7 +62,10 @@ replace_twin(const pg_uuid_t *id, const int32 *launch)
 	return true;
 }
 
-/* Move a task to the finished ones */
+/*
+ * Move a task to "finished".  Returns false if the launch does not hold it.
+ * If launch is NULL, the state of the task does not matter.
+ */
 bool
 tasksched_to_finished(const pg_uuid_t *id, const int32 *launch, const Outcome *outcome, int crashes)
 {
@@ -82,8 +86,9 @@ tasksched_to_finished(const pg_uuid_t *id, const int32 *launch, const Outcome *o
 }
 
 /*
- * At a COMMIT inside a procedure: store what was staged so far.  Even with
- * nothing to store it locks the row, checks the fence and moves updated_at.
+ * At a COMMIT inside a procedure: store what was staged so far.  Even if there
+ * is nothing to store, this locks the row, checks the fence and updates
+ * updated_at.  Returns false if the launch no longer holds the task.
  */
 bool
 tasksched_store_checkpoint(const TaskRef *task, const Outcome *change)
@@ -98,6 +103,10 @@ tasksched_store_checkpoint(const TaskRef *task, const Outcome *change)
 	return change_live(Q_CHECKPOINT, &args, &task->id) > 0;
 }
 
+/*
+ * Store the outcome of a stage, after which the task goes on.  If it is
+ * scheduled without a due time, or with a past one, it is due now.
+ */
 static bool
 store_stage(const TaskRef *task, const Outcome *outcome)
 {
@@ -122,7 +131,10 @@ store_stage(const TaskRef *task, const Outcome *outcome)
 	return true;
 }
 
-/* Store the outcome of a launch; false if the launch no longer holds the task */
+/*
+ * Store the outcome of a launch.  Returns false if the launch no longer holds
+ * the task.
+ */
 bool
 tasksched_store_finish(const TaskRef *task, const Outcome *outcome)
 {

@@ -1,7 +1,7 @@
 /*
  * installation.c
- *	  This installation: what tells the tasks of this database from those that a
- *	  restore or a copy has brought from another one.
+ *	  This installation: what distinguishes the tasks of this database from
+ *	  those that a restore or a copy has brought from another one.
  */
 #include "postgres.h"
 
@@ -12,7 +12,10 @@
 #include "store/internal.h"
 #include "store/store.h"
 
-/* This installation's identity, which never changes while the sequence exists */
+/*
+ * The identity of this installation.  It is cached, because it never changes
+ * while the sequence exists.
+ */
 int64
 tasksched_store_installation(void)
 {
@@ -35,7 +38,10 @@ tasksched_store_installation(void)
 	return cached;
 }
 
-/* What tells tasks and schedulers of this database from those of another one */
+/*
+ * Add the two arguments that distinguish the tasks and the scheduler of this
+ * database from others
+ */
 void
 tasksched_add_home(Args *args)
 {
@@ -65,7 +71,7 @@ tasksched_store_set_paused(bool paused)
 	tasksched_add_home(&args);
 	tasksched_add_arg(&args, BoolGetDatum(paused));
 	(void) tasksched_execute(Q_SET_PAUSED, &args);
-	/* to pause is to have nothing launched from the commit on */
+	/* WAKE_PAUSE prevents launches from the commit on, before the scan */
 	tasksched_wake_at_commit(paused ? WAKE_SCAN | WAKE_PAUSE : WAKE_SCAN, DT_NOEND);
 }
 

@@ -1,6 +1,7 @@
 /*
  * internal.h
- *	  What the files of this folder share: the statements, and how to run one.
+ *	  Declarations shared by the files of this folder: the statements, and
+ *	  how to run them.
  */
 #ifndef TASKSCHED_STORE_INTERNAL_H
 #define TASKSCHED_STORE_INTERNAL_H
@@ -57,11 +58,14 @@ extern const QueryText tasksched_queries[NUM_QUERIES];
 extern const char *const tasksched_get_tasks_sql;
 
 /* ----------
- * spi.c: entering the store, running a statement and leaving it
+ * spi.c: entering the store, running statements, leaving it
  * ----------
  */
 
-/* What to restore; after an error, the (sub)transaction's abort does it */
+/*
+ * What tasksched_leave() restores.  After an error, the abort of the
+ * (sub)transaction restores it.
+ */
 typedef struct Entered
 {
 	Oid			userid;
@@ -69,7 +73,7 @@ typedef struct Entered
 	int			guc_nest_level;
 } Entered;
 
-/* The arguments of a statement; NULL pointers become SQL nulls */
+/* The arguments of a statement.  NULL pointers become SQL nulls. */
 typedef struct Args
 {
 	int			n;
@@ -93,7 +97,7 @@ extern void tasksched_run_into(const char *sql, Args *args, const Oid *argtypes,
 extern Datum tasksched_result(uint64 row, int column);
 
 /* ----------
- * installation.c: this installation
+ * installation.c: the identity of this installation
  * ----------
  */
 extern void tasksched_add_home(Args *args);

@@ -1,6 +1,7 @@
 /*
  * locks.c
- *	  The locks that our statements take on our tables, before anything else.
+ *	  The locks on our tables, which our statements take before anything
+ *	  else.
  */
 #include "postgres.h"
 
@@ -12,7 +13,7 @@
 #include "shared/shared.h"
 #include "store/store.h"
 
-/* Lock one of our tables, until the end of the transaction */
+/* Lock one of our tables until the end of the transaction */
 static void
 lock_table(const char *table, LOCKMODE mode)
 {
@@ -71,13 +72,15 @@ lock_in_action(bool finished_too)
 }
 
 /*
- * To be called before anything else by what changes tasks, and in an action also by
- * what reads them, since its end changes one: REINDEX would wait for the lock of
- * the reader, and keep the reader from the lock of a writer.  The order is that
- * of ALTER TABLE and TRUNCATE on tasks.
+ * Lock our tables for a transaction that changes tasks, before it does
+ * anything else.  A transaction of an action that only reads tasks takes the
+ * same locks, because the outcome of the action changes one at its end.  With
+ * a reader's lock alone, it would deadlock with REINDEX, which waits for the
+ * reader and makes the reader wait for the lock of a writer.  The order is
+ * that of ALTER TABLE and TRUNCATE on tasks.
  *
- * Each statement looks at the extension's version after this: what was altered
- * while we waited for a lock is seen.
+ * Each statement checks the version of the extension after this, so it sees
+ * what was altered while we waited for a lock.
  */
 void
 tasksched_store_lock(bool finished_too)
@@ -88,7 +91,7 @@ tasksched_store_lock(bool finished_too)
 		lock_to_write(finished_too);
 }
 
-/* The same for what reads tasks */
+/* The same for a transaction that reads tasks */
 void
 tasksched_store_lock_to_read(void)
 {

@@ -1,6 +1,6 @@
 /*
  * queries.c
- *	  The texts of the statements on our tables.
+ *	  The SQL texts of the statements on our tables.
  */
 #include "postgres.h"
 
@@ -8,23 +8,24 @@
 
 #include "store/internal.h"
 
-/* The columns of the row type tasksched.task, in its order */
+/* The columns of the row type tasksched.task, in order */
 #define TASK_COLUMNS \
 	"t.id, t.action, t.status, t.run_at, t.resource_id, t.params, t.result, t.error, " \
 	"t.error_details, t.owner::pg_catalog.regrole, t.priority, t.attempt, t.launch, t.crashes, " \
 	"t.created_at, t.started_at, t.updated_at, t.finished_at"
 
-/* Whether the role $2 may see a task; $1 is whether it is an admin */
+/* Whether the role $2 may see a task.  $1 says whether it is an admin. */
 #define VISIBLE "($1 OR pg_catalog.pg_has_role($2, t.owner::oid, 'USAGE'))"
 
-/* What a task keeps when it moves between live and finished */
+/* The columns that a task keeps whenever it moves between live and finished */
 #define KEPT_COLUMNS \
 	"id, action, resource_id, params, owner, priority, launch, created_at, "
 
 /*
- * The status of a task that is looked up by its id or its place, in a form that no
- * index can serve: while the table is small, to walk through all tasks of a
- * status looks as cheap as the look-up, and the plan would stay.
+ * Conditions on the status of a task that is found by its id or its place.
+ * They are written so that no index can serve them.  While the table is small,
+ * walking through all tasks of a status looks as cheap as the look-up, and
+ * that plan would stay.
  */
 #define IS_SCHEDULED "status::text = 'scheduled'"
 #define IS_ACTIVE "status::text = 'active'"
@@ -77,7 +78,10 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 		{UUIDOID, TIDOID}
 	},
 	[Q_TO_FINISHED] = {
-		/* $2: the launch that must hold the task, or NULL for whatever it is; $9: see change_live() */
+		/*
+		 * $2: the launch that must hold the task, NULL = any; $9: see
+		 * change_live()
+		 */
 		"WITH gone AS (DELETE FROM tasksched.live WHERE ctid = $9 AND id = $1 "
 		"AND ($2 IS NULL OR launch = $2 AND " IS_ACTIVE ") RETURNING *) "
 		"INSERT INTO tasksched.finished (" KEPT_COLUMNS "run_at, attempt, started_at, first_launch, setbacks, "
@@ -85,7 +89,7 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 		"SELECT " KEPT_COLUMNS "run_at, CASE $3 WHEN 'failed' THEN greatest(attempt, 1) ELSE attempt END, "
 		"started_at, false, 0, installation, database, true, "
 		"$3::tasksched.task_status, coalesce($4, result), "
-		/* what an earlier stage said is over */
+		/* the error of an earlier launch is over, unless it is given again */
 		"CASE WHEN $3 = 'complete' AND NOT first_launch THEN $5 ELSE coalesce($5, error) END, "
 		"CASE WHEN $3 = 'complete' AND NOT first_launch THEN $6 ELSE coalesce($6, error_details) END, "
 		"crashes + $7, $8, $8 FROM gone",
@@ -120,7 +124,7 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 		{INT8OID, OIDOID}
 	},
 	[Q_PRIORITIES] = {
-		/* one index look-up for each */
+		/* one index look-up for each priority */
 		"WITH RECURSIVE p AS ("
 		"(SELECT priority FROM tasksched.live WHERE status = 'scheduled' ORDER BY priority LIMIT 1) "
 		"UNION ALL SELECT (SELECT l.priority FROM tasksched.live l WHERE l.status = 'scheduled' "
@@ -141,8 +145,11 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 	},
 	[Q_CLAIM] = {
 		/*
-		 * $1: their places, $4: their ids; greatest(): due at $2, in a form that no index can serve
-		 * either; the last one is no EXISTS, which could become a join that walks
+		 * $1: the places of the tasks; $2: the time at which they must be
+		 * due; $3: now; $4: their ids.  The condition with greatest() is
+		 * written so that no index can serve it.  The sub-select is not an
+		 * EXISTS, because that could become a join that walks through the
+		 * table.
 		 */
 		"UPDATE tasksched.live SET status = 'active', launch = " NEXT_LAUNCH ", attempt = greatest(attempt, 1), "
 		"started_at = coalesce(started_at, $3), updated_at = $3 "
@@ -153,7 +160,10 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 		{TIDARRAYOID, TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDARRAYOID}
 	},
 	[Q_PUT_BACK] = {
-		/* $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add; $6: no launch has happened; $7: the launch */
+		/*
+		 * $2: undo the claim; $3: delay in us, or NULL; $4: crashes to add;
+		 * $5: now; $6: keep first_launch; $7: the launch
+		 */
 		"UPDATE tasksched.live SET status = 'scheduled', "
 		"first_launch = first_launch AND $6, "
 		"launch = $7 - $2::int, "
@@ -195,7 +205,7 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 		{UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID, TIDOID}
 	},
 	[Q_STAGE] = {
-		/* $3: go on at once, as the next launch */
+		/* $3: go on at once, as the next launch (proceed) */
 		"UPDATE tasksched.live SET status = CASE WHEN $3 THEN status ELSE 'scheduled' END, "
 		"launch = CASE WHEN $3 THEN " NEXT_LAUNCH " ELSE launch END, "
 		"run_at = coalesce($4, run_at), result = coalesce($5, result), "
@@ -205,11 +215,14 @@ const QueryText tasksched_queries[NUM_QUERIES] = {
 	},
 };
 
-/* Not prepared: which of the filters are given decides the plan */
+/*
+ * Planned for each call, because the plan depends on the filters that are
+ * given
+ */
 const char *const tasksched_get_tasks_sql =
-	"SELECT " TASK_COLUMNS " FROM tasksched.tasks t WHERE " VISIBLE " "
-	"AND ($3 IS NULL OR t.action = ANY ($3)) "
-	"AND ($4 IS NULL OR t.resource_id = $4) "
-	"AND ($5 IS NULL OR t.status = ANY ($5::tasksched.task_status[])) "
-	"AND ($6 IS NULL OR CASE t.status WHEN 'scheduled' THEN t.run_at ELSE t.updated_at END <= $6) "
-	"ORDER BY CASE t.status WHEN 'scheduled' THEN t.run_at ELSE t.updated_at END, t.id LIMIT $7";
+"SELECT " TASK_COLUMNS " FROM tasksched.tasks t WHERE " VISIBLE " "
+"AND ($3 IS NULL OR t.action = ANY ($3)) "
+"AND ($4 IS NULL OR t.resource_id = $4) "
+"AND ($5 IS NULL OR t.status = ANY ($5::tasksched.task_status[])) "
+"AND ($6 IS NULL OR CASE t.status WHEN 'scheduled' THEN t.run_at ELSE t.updated_at END <= $6) "
+"ORDER BY CASE t.status WHEN 'scheduled' THEN t.run_at ELSE t.updated_at END, t.id LIMIT $7";

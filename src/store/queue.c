@@ -1,9 +1,10 @@
 /*
  * queue.c
- *	  What the scheduler reads and changes: the queues of due tasks, claims, and
- *	  launches that ended without an outcome.
+ *	  What the scheduler reads and changes: the queues of due tasks, claims,
+ *	  launches that ended without an outcome, and old finished tasks.
  *
- * The scheduler never waits for anybody, so its statements skip locked rows.
+ * The scheduler never waits for other transactions, so its statements skip
+ * locked rows.
  */
 #include "postgres.h"
 
@@ -26,7 +27,10 @@
  * ----------
  */
 
-/* The priorities that scheduled tasks have, ascending */
+/*
+ * The priorities of the scheduled tasks, ascending, in the caller's memory
+ * context
+ */
 int
 tasksched_store_priorities(int16 **priorities)
 {
@@ -55,7 +59,7 @@ enum
 	PEEK_PLACE
 };
 
-/* The next scheduled tasks of a priority after a place in its queue */
+/* Read the next scheduled tasks of a priority, after a place in its queue */
 int
 tasksched_store_peek(int16 priority, const QueuePlace *after, TimestampTz horizon, int limit,
 					 Candidate *candidates)
@@ -87,7 +91,10 @@ tasksched_store_peek(int16 priority, const QueuePlace *after, TimestampTz horizo
 	return n;
 }
 
-/* The earliest due time of a priority after some time; DT_NOEND if there is none */
+/*
+ * The earliest due time of a priority after a given time; DT_NOEND if there is
+ * none
+ */
 TimestampTz
 tasksched_store_next_due(int16 priority, TimestampTz after)
 {
@@ -105,8 +112,8 @@ tasksched_store_next_due(int16 priority, TimestampTz after)
 }
 
 /*
- * After the clock was set back: what was due already when it was last written is
- * due now, up to a limit; returns how many.
+ * After the clock was set back: make tasks due now that were due already when
+ * their rows were last written, up to a limit.  Returns the number of tasks.
  */
 int
 tasksched_store_bring_forward(int limit)
@@ -131,10 +138,11 @@ enum
 };
 
 /*
- * Claim those of the tasks at these places that were due at the time of the look,
- * that nobody holds, and that are not finished as well: status active, the next
- * launch.  Stores the launch of each task, 0 if it was not claimed; returns how
- * many were.
+ * Claim tasks: they become active, with the next launch number.  Claims those
+ * of the tasks at these places that were due at the time of the look, that no
+ * other transaction has locked, and that are not in "finished" as well.
+ * Stores the launch of each task, or 0 if it was not claimed.  Returns the
+ * number of tasks claimed.
  */
 int
 tasksched_store_claim(const pg_uuid_t *ids, const ItemPointerData *places, int n,
@@ -164,7 +172,10 @@ tasksched_store_claim(const pg_uuid_t *ids, const ItemPointerData *places, int n
 	return nclaimed;
 }
 
-/* Claim tasks by their ids, each given once; returns how many were claimed */
+/*
+ * Claim tasks by their ids, each given once.  Returns the number of tasks
+ * claimed.
+ */
 int
 tasksched_store_claim_ids(const pg_uuid_t *ids, int n, TaskRef *claimed)
 {
@@ -200,7 +211,7 @@ tasksched_store_claim_ids(const pg_uuid_t *ids, int n, TaskRef *claimed)
  * ----------
  */
 
-/* The task has crashed as often as it may */
+/* Fail a task that has crashed as often as tasksched.max_crashes allows */
 static void
 fail_crashed(const pg_uuid_t *id, int crashes)
 {
@@ -216,9 +227,9 @@ fail_crashed(const pg_uuid_t *id, int crashes)
 
 /*
  * Put back a task whose launch ended without an outcome, so that it is claimed
- * again.  After a crash of the server (server_crashed), the claim may have been
- * lost: then the row still stands as it did before, and gets the launch's number,
- * so that the crash is not counted a second time if we are called again.
+ * again.  After a crash of the server (server_crashed), the claim may have
+ * been lost, and the row is as it was before.  The row then gets the number of
+ * the launch, so that the crash is not counted again if this is called again.
  */
 PutBack
 tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
@@ -242,7 +253,8 @@ tasksched_store_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	claimed = row.status == STATUS_ACTIVE && row.launch == task->launch;
 	claim_lost = server_crashed && task->launch == tasksched_next_launch(row.launch);
 	if (!claimed && !claim_lost)
-		return PUT_BACK_NOT_HELD;	/* it has an outcome, or passed on to another launch */
+		return PUT_BACK_NOT_HELD;	/* it has an outcome, or another launch
+									 * holds it */
 
 	if (crashed && row.crashes + 1 >= tasksched_max_crashes)
 	{
@@ -299,7 +311,7 @@ tasksched_store_active(TaskRef **tasks)
 	return n;
 }
 
-/* Which of these launches no longer hold their tasks */
+/* Find those of these launches that no longer hold their tasks */
 int
 tasksched_store_superseded(const TaskRef *tasks, int n, TaskRef *superseded)
 {
@@ -322,8 +334,8 @@ enum
 };
 
 /*
- * The tasks that have seen no update for longer than tasksched.stuck_after, in
- * the caller's memory context
+ * The active tasks that have had no update for longer than
+ * tasksched.stuck_after, in the caller's memory context
  */
 int
 tasksched_store_stuck(StuckTask **tasks)
@@ -361,9 +373,10 @@ enum
 };
 
 /*
- * Delete finished tasks that are old enough.  Looks at up to "limit" of them, from
- * a moment on that it moves forward, so that it does not step again over those
- * that it has deleted; returns at how many it has looked.
+ * Delete a batch of finished tasks that are old enough.  Looks at up to limit
+ * tasks that finished at *from or later, and moves *from on, so that the next
+ * batch does not step over the deleted rows again.  Returns the number of
+ * tasks looked at.
  */
 int
 tasksched_store_purge(TimestampTz *from, int limit)
@@ -390,7 +403,11 @@ tasksched_store_purge(TimestampTz *from, int limit)
 		TaskLookup	live;
 
 		*from = Max(*from, DatumGetTimestampTz(tasksched_result(i, OLD_FINISHED_AT)));
-		/* one that holds a live task has to stay */
+
+		/*
+		 * a twin of a live task has to stay: it prevents the launch of that
+		 * task
+		 */
 		if (!tasksched_row_find_live(DatumGetUUIDP(tasksched_result(i, OLD_ID)), &live))
 			old[nold++] = tasksched_result(i, OLD_PLACE);
 	}

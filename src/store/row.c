@@ -2,16 +2,16 @@
  * row.c
  *	  The row of one task, found by its id.
  *
- * Here no statement looks for it.  A plan depends on statistics, and one that
- * walks through all tasks would stay.  In a serializable transaction, a look-up in
- * an index counts as a read of all that lies near, so that the changes of one
- * task would conflict with those of its neighbours.  So the primary key is
- * searched outside of any snapshot, and which version of the row a snapshot
- * sees is found out by looking at each.  Statements that change the row are given
- * its place.
+ * The functions here search the primary key themselves, without a statement.
+ * The plan of a statement depends on statistics, and one that walks through
+ * all tasks would stay.  In a serializable transaction, a look-up in an index
+ * counts as a read of its neighborhood, so changes of one task would conflict
+ * with those of others.  So the search finds all versions of the row, and each
+ * is checked against the snapshot afterwards.  Statements that change the row
+ * get its place.
  *
- * The same id may be in both tables, after a restore.  The live task is meant
- * then.
+ * After a restore, the same id may be in both tables.  It then means the live
+ * task.
  */
 #include "postgres.h"
 
@@ -36,7 +36,7 @@
 #include "shared/shared.h"
 #include "store/store.h"
 
-/* Where a task can be */
+/* The tables that a task can be in */
 typedef enum TaskTable
 {
 	TABLE_LIVE,
@@ -52,7 +52,9 @@ open_table(TaskTable table, LOCKMODE mode)
 	return table_open(get_relname_relid(table_names[table], tasksched_schema_oid()), mode);
 }
 
-/* A copy of the version of a task's row that a snapshot sees; NULL if it sees none */
+/*
+ * Return a copy of the version of a task's row that a snapshot sees, or NULL
+ */
 static HeapTuple
 find_version(Relation rel, TaskTable table, const pg_uuid_t *id, Snapshot snapshot)
 {
@@ -73,6 +75,7 @@ find_version(Relation rel, TaskTable table, const pg_uuid_t *id, Snapshot snapsh
 	return tuple;
 }
 
+/* A column, found by its name */
 static Datum
 get_column(Relation rel, HeapTuple tuple, const char *name, bool *isnull)
 {
@@ -83,8 +86,9 @@ get_column(Relation rel, HeapTuple tuple, const char *name, bool *isnull)
 	return heap_getattr(tuple, column, RelationGetDescr(rel), isnull);
 }
 
+/* A column that can't be null */
 static Datum
-get_set_column(Relation rel, HeapTuple tuple, const char *name)
+get_not_null_column(Relation rel, HeapTuple tuple, const char *name)
 {
 	bool		isnull;
 	Datum		value = get_column(rel, tuple, name, &isnull);
@@ -94,14 +98,17 @@ get_set_column(Relation rel, HeapTuple tuple, const char *name)
 	return value;
 }
 
-/* The role that owns a task; InvalidOid if there is none of that name */
+/* The role that owns a task; InvalidOid if it does not exist (any more) */
 static Oid
 owner_of(Relation rel, HeapTuple tuple)
 {
-	return DatumGetObjectId(DirectFunctionCall1(tasksched_owner_oid, get_set_column(rel, tuple, "owner")));
+	return DatumGetObjectId(DirectFunctionCall1(tasksched_owner_oid, get_not_null_column(rel, tuple, "owner")));
 }
 
-/* The row as a value of the type tasksched.task; it contains nothing that lies elsewhere */
+/*
+ * Return the row as a value of the type tasksched.task.  It contains no
+ * pointers to TOASTed values.
+ */
 static Datum
 task_datum(Relation rel, HeapTuple tuple)
 {
@@ -128,14 +135,15 @@ task_datum(Relation rel, HeapTuple tuple)
 }
 
 /*
- * Begin a look of the caller's: with "latest" under a snapshot of this very
- * moment, else under the transaction's, which sees what the transaction has done.
+ * Lock our tables and push a snapshot.  With "latest", it is a snapshot of
+ * this moment.  Otherwise it is the transaction's, which sees what the
+ * transaction has done so far.
  *
- * The locks come before the snapshot: while we wait, ALTER TABLE may write all rows
- * anew, and an older snapshot would see none of them.
+ * The locks come before the snapshot.  While we wait for them, ALTER TABLE may
+ * rewrite all rows, and an older snapshot would see none of them.
  */
 static void
-begin_look(bool latest)
+lock_and_push_snapshot(bool latest)
 {
 	tasksched_store_lock_to_read();
 	if (!latest)
@@ -144,11 +152,12 @@ begin_look(bool latest)
 }
 
 /*
- * Find what the active snapshot sees of a task, and open its table; NULL if the
- * caller may not see it.
+ * Find the row of a task that the active snapshot sees, and open its table.
+ * Returns NULL, with no table open, if there is none or the caller may not see
+ * it.
  */
 static HeapTuple
-look(const pg_uuid_t *id, TaskTable *table, Relation *rel)
+find_visible(const pg_uuid_t *id, TaskTable *table, Relation *rel)
 {
 	for (*table = TABLE_LIVE; *table <= TABLE_FINISHED; (*table)++)
 	{
@@ -171,18 +180,21 @@ look(const pg_uuid_t *id, TaskTable *table, Relation *rel)
 static void
 read_row(Relation rel, TaskTable table, HeapTuple tuple, TaskLookup *row)
 {
-	row->id = *DatumGetUUIDP(get_set_column(rel, tuple, "id"));
-	row->status = tasksched_status_from_datum(get_set_column(rel, tuple, "status"));
-	row->run_at = DatumGetTimestampTz(get_set_column(rel, tuple, "run_at"));
-	row->launch = DatumGetInt32(get_set_column(rel, tuple, "launch"));
-	row->crashes = DatumGetInt32(get_set_column(rel, tuple, "crashes"));
-	row->setbacks = DatumGetInt32(get_set_column(rel, tuple, "setbacks"));
+	row->id = *DatumGetUUIDP(get_not_null_column(rel, tuple, "id"));
+	row->status = tasksched_status_from_datum(get_not_null_column(rel, tuple, "status"));
+	row->run_at = DatumGetTimestampTz(get_not_null_column(rel, tuple, "run_at"));
+	row->launch = DatumGetInt32(get_not_null_column(rel, tuple, "launch"));
+	row->crashes = DatumGetInt32(get_not_null_column(rel, tuple, "crashes"));
+	row->setbacks = DatumGetInt32(get_not_null_column(rel, tuple, "setbacks"));
 	row->finished = table == TABLE_FINISHED;
 	row->place = tuple->t_self;
 	row->own_write = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
 }
 
-/* Look at a task; false if the caller may not see it */
+/*
+ * Look up a task.  Returns false if there is none or the caller may not see
+ * it.
+ */
 bool
 tasksched_row_find(const pg_uuid_t *id, bool latest, TaskLookup *row)
 {
@@ -190,8 +202,8 @@ tasksched_row_find(const pg_uuid_t *id, bool latest, TaskLookup *row)
 	Relation	rel;
 	HeapTuple	tuple;
 
-	begin_look(latest);
-	tuple = look(id, &table, &rel);
+	lock_and_push_snapshot(latest);
+	tuple = find_visible(id, &table, &rel);
 	if (HeapTupleIsValid(tuple))
 	{
 		read_row(rel, table, tuple, row);
@@ -202,7 +214,10 @@ tasksched_row_find(const pg_uuid_t *id, bool latest, TaskLookup *row)
 	return HeapTupleIsValid(tuple);
 }
 
-/* The task as a value of the type tasksched.task; false if the caller may not see it */
+/*
+ * Return a task as a value of the type tasksched.task.  Returns false if there
+ * is none or the caller may not see it.
+ */
 bool
 tasksched_row_get(const pg_uuid_t *id, bool latest, Datum *task)
 {
@@ -210,8 +225,8 @@ tasksched_row_get(const pg_uuid_t *id, bool latest, Datum *task)
 	Relation	rel;
 	HeapTuple	tuple;
 
-	begin_look(latest);
-	tuple = look(id, &table, &rel);
+	lock_and_push_snapshot(latest);
+	tuple = find_visible(id, &table, &rel);
 	if (HeapTupleIsValid(tuple))
 	{
 		*task = task_datum(rel, tuple);
@@ -222,8 +237,9 @@ tasksched_row_get(const pg_uuid_t *id, bool latest, Datum *task)
 }
 
 /*
- * Lock the row of a task that was found, and read it as it is then.  What a
- * REPEATABLE READ transaction can't see the latest version of raises an error.
+ * Lock the row of a task that was found, and read its latest version.  A
+ * transaction of isolation level REPEATABLE READ or higher gets an error if
+ * the row has changed since its snapshot.
  */
 RowLock
 tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait)
@@ -260,21 +276,25 @@ tasksched_row_lock(TaskLookup *row, LockWaitPolicy wait)
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
 
-	/* from here on the scheduler passes it by; the time is that of the row that we hold */
+	/*
+	 * from here on the scheduler passes by the row: it looks again if we
+	 * abort, from the due time of the locked version
+	 */
 	if (result == ROW_LOCKED && !row->finished)
 		tasksched_wake_at_abort(row->status == STATUS_SCHEDULED ? row->run_at : DT_NOEND);
 	return result;
 }
 
 /* ----------
- * The scheduler and the worker, who see all tasks
+ * Without a check of what the caller may see
  * ----------
  */
 
 /*
- * Where the row of a task lies now; false if there is none.  SnapshotSelf would not
- * do: a row that is updated between our looks at the index and at the table would
- * not be found at all.
+ * Find the row of a task, as committed at this moment or written by this
+ * transaction.  Returns false if there is none.  SnapshotSelf would not do: it
+ * would miss a row that is updated between our looks at the index and at the
+ * table.
  */
 static bool
 find_place(TaskTable table, const pg_uuid_t *id, TaskLookup *row)
@@ -289,7 +309,8 @@ find_place(TaskTable table, const pg_uuid_t *id, TaskLookup *row)
 		heap_freetuple(tuple);
 	}
 	UnregisterSnapshot(snapshot);
-	table_close(rel, NoLock);	/* the row shall not be moved by VACUUM FULL */
+	table_close(rel, NoLock);	/* keep the lock, so that VACUUM FULL can't
+								 * move the row */
 	return HeapTupleIsValid(tuple);
 }
 
@@ -306,8 +327,8 @@ tasksched_row_find_finished(const pg_uuid_t *id, TaskLookup *row)
 }
 
 /*
- * Delete the row of a finished task, though the transaction's snapshot may not
- * see it.  It does not matter if somebody else does so at the same time.
+ * Delete the row of a finished task, even if the transaction's snapshot does
+ * not see it.  If another transaction deletes it first, there is nothing to do.
  */
 void
 tasksched_row_delete_finished(const TaskLookup *row)
@@ -332,7 +353,10 @@ tasksched_row_delete_finished(const TaskLookup *row)
 	table_close(rel, NoLock);
 }
 
-/* The row of a launch that holds its task, under a snapshot that is made now; else NULL */
+/*
+ * Return the row of a launch if it holds its task, or NULL.  Takes a new
+ * snapshot.
+ */
 static HeapTuple
 find_held(Relation live, const TaskRef *task)
 {
@@ -342,13 +366,13 @@ find_held(Relation live, const TaskRef *task)
 	tuple = find_version(live, TABLE_LIVE, &task->id, GetActiveSnapshot());
 	PopActiveSnapshot();
 	if (HeapTupleIsValid(tuple) &&
-		tasksched_status_from_datum(get_set_column(live, tuple, "status")) == STATUS_ACTIVE &&
-		DatumGetInt32(get_set_column(live, tuple, "launch")) == task->launch)
+		tasksched_status_from_datum(get_not_null_column(live, tuple, "status")) == STATUS_ACTIVE &&
+		DatumGetInt32(get_not_null_column(live, tuple, "launch")) == task->launch)
 		return tuple;
 	return NULL;
 }
 
-/* Does the launch hold its task? */
+/* Does this launch hold its task? */
 bool
 tasksched_row_holds(const TaskRef *task)
 {
@@ -360,8 +384,8 @@ tasksched_row_holds(const TaskRef *task)
 }
 
 /*
- * Read the task of a launch into the caller's memory context; false if the launch
- * no longer holds it.
+ * Read the task of a launch into the caller's memory context.  Returns false
+ * if the launch no longer holds it.
  */
 bool
 tasksched_row_read(const TaskRef *task, TaskRow *row)
@@ -376,9 +400,9 @@ tasksched_row_read(const TaskRef *task, TaskRow *row)
 	{
 		Datum		params = get_column(rel, tuple, "params", &row->params_null);
 
-		strlcpy(row->action, TextDatumGetCString(get_set_column(rel, tuple, "action")), sizeof(row->action));
-		row->first_launch = DatumGetBool(get_set_column(rel, tuple, "first_launch"));
-		/* nothing of it may point into a table that changes meanwhile */
+		strlcpy(row->action, TextDatumGetCString(get_not_null_column(rel, tuple, "action")), sizeof(row->action));
+		row->first_launch = DatumGetBool(get_not_null_column(rel, tuple, "first_launch"));
+		/* detoast: the table may change while the action runs */
 		row->params = row->params_null ? (Datum) 0 : PointerGetDatum(PG_DETOAST_DATUM_COPY(params));
 		row->task = task_datum(rel, tuple);
 	}

@@ -1,14 +1,14 @@
 /*
  * spi.c
- *	  Entering the store, running a statement and leaving it.
+ *	  Entering the store, running statements and leaving it.
  *
  * Every statement runs as the owner of the extension, in a security-restricted
- * context and with a pinned search_path, whoever calls it; what the caller may
- * see or change is decided by the statements themselves.
+ * context and with a pinned search_path, for all callers.  The statements
+ * themselves decide what the caller may see or change.
  *
- * Statements are prepared once for each session.  Seq scans are disabled while
- * they are planned: a plan that was made while a table was small must not be
- * used when it is large.
+ * Statements are prepared once in each session.  Sequential scans are disabled
+ * while a statement is planned, because a plan made while a table was small
+ * must not be used when it is large.
  */
 #include "postgres.h"
 
@@ -33,9 +33,12 @@
  * ----------
  */
 
-static MemoryContext context_before;	/* what the next commit comes back to */
+static MemoryContext context_before;	/* to switch back to at the commit */
 
-/* Begin one, whatever settings the role or the database has */
+/*
+ * Begin a transaction, read committed and read-write whatever settings the
+ * role or the database has
+ */
 void
 tasksched_begin(void)
 {
@@ -68,6 +71,10 @@ tasksched_set_guc(const char *name, const char *value)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
+/*
+ * Become the owner of the extension, apply the settings that our statements
+ * need, and connect to SPI
+ */
 void
 tasksched_enter(Entered *saved)
 {
@@ -75,7 +82,10 @@ tasksched_enter(Entered *saved)
 	HeapTuple	tuple;
 	Oid			owner;
 
-	/* in a worker too: the extension may have been updated since it began */
+	/*
+	 * also in our processes: the extension may have been updated since they
+	 * started
+	 */
 	tasksched_extension_check();
 
 	relid = get_relname_relid("tasks", tasksched_schema_oid());
@@ -159,8 +169,9 @@ query_nargs(StoreQuery q)
 	return n;
 }
 
+/* The plan of a statement, prepared at its first use in the session */
 static SPIPlanPtr
-prepared(StoreQuery q)
+get_plan(StoreQuery q)
 {
 	static SPIPlanPtr plans[NUM_QUERIES];
 
@@ -176,20 +187,23 @@ prepared(StoreQuery q)
 	return plans[q];
 }
 
-/* Run a statement; returns the number of rows */
+/*
+ * Run a statement between tasksched_enter() and tasksched_leave().  Returns
+ * the number of rows.
+ */
 uint64
 tasksched_run(StoreQuery q, Args *args)
 {
 	int			rc;
 
 	Assert(args->n == query_nargs(q));
-	rc = SPI_execute_plan(prepared(q), args->values, args->nulls, false, 0);
+	rc = SPI_execute_plan(get_plan(q), args->values, args->nulls, false, 0);
 	if (rc < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
 	return SPI_processed;
 }
 
-/* A column, which is not null, of a row of the result */
+/* A column of a row of the result, which is never null */
 Datum
 tasksched_result(uint64 row, int column)
 {
@@ -200,7 +214,10 @@ tasksched_result(uint64 row, int column)
 	return value;
 }
 
-/* Run a statement that does nothing but say how many rows it has changed */
+/*
+ * Enter the store, run a statement whose result is only the number of rows,
+ * and leave
+ */
 uint64
 tasksched_execute(StoreQuery q, Args *args)
 {
@@ -213,7 +230,10 @@ tasksched_execute(StoreQuery q, Args *args)
 	return n;
 }
 
-/* Run a query into the result set of a function, under the active snapshot */
+/*
+ * Run a query into the result set of a function.  SPI takes a new snapshot for
+ * it.
+ */
 void
 tasksched_run_into(const char *sql, Args *args, const Oid *argtypes, ReturnSetInfo *rsinfo)
 {
@@ -248,7 +268,7 @@ enum
 
 /*
  * The transactions that are prepared in this database, in the caller's memory
- * context; returns how many.
+ * context.  Returns their number.
  */
 int
 tasksched_store_prepared_transactions(TransactionId **xids)

@@ -1,6 +1,6 @@
 /*
  * store.h
- *	  The only SQL on our tables.
+ *	  The store: the only SQL on our tables.
  */
 #ifndef TASKSCHED_STORE_H
 #define TASKSCHED_STORE_H
@@ -45,12 +45,12 @@ extern bool tasksched_store_get_paused(void);
  * ----------
  */
 
-/* An action as it was registered */
+/* A registered action */
 typedef struct RegisteredAction
 {
-	char	   *signature;		/* of its function, qualified and quoted */
-	Oid			function_owner; /* as it was then */
-	Oid			function;		/* InvalidOid = there is none any more */
+	char	   *signature;		/* of the function, qualified and quoted */
+	Oid			function_owner; /* when it was registered */
+	Oid			function;		/* InvalidOid = it does not exist any more */
 } RegisteredAction;
 
 extern bool tasksched_store_find_action(const char *name, RegisteredAction *action);
@@ -71,20 +71,21 @@ typedef struct TaskLookup
 	int32		launch;
 	int32		crashes;
 	int32		setbacks;
-	bool		finished;		/* in which table it is */
+	bool		finished;		/* in the table finished, not live */
 	bool		own_write;		/* written by the current transaction */
-	ItemPointerData place;
+	ItemPointerData place;		/* of the version: its ctid */
 } TaskLookup;
 
-/* What locking a row came to */
+/* The result of locking a row */
 typedef enum RowLock
 {
 	ROW_LOCKED,
 	ROW_GONE,					/* deleted, or moved to the other table */
-	ROW_BUSY					/* locked by somebody else: only if that is not waited for */
+	ROW_BUSY					/* locked by another transaction; not with
+								 * LockWaitBlock */
 } RowLock;
 
-/* A task as its worker reads it */
+/* A task as the worker reads it */
 typedef struct TaskRow
 {
 	Datum		task;			/* composite tasksched.task */
@@ -104,7 +105,7 @@ extern bool tasksched_row_holds(const TaskRef *task);
 extern bool tasksched_row_read(const TaskRef *task, TaskRow *row);
 
 /* ----------
- * tasks.c: tasks as their owners and admins see and change them
+ * tasks.c: tasks as owners and admins see and change them
  * ----------
  */
 extern void tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz run_at,
@@ -123,7 +124,7 @@ extern void tasksched_store_get_tasks(ArrayType *actions, const char *resource_i
  * ----------
  */
 
-/* A place in a queue: before it or at it are the tasks that come no later */
+/* A place in a queue, which is in the order of due time and id */
 typedef struct QueuePlace
 {
 	TimestampTz run_at;
@@ -137,19 +138,21 @@ typedef struct Candidate
 	TimestampTz run_at;
 	Oid			owner;
 	char		action[TASKSCHED_NAME_SIZE];
-	bool		foreign;		/* belongs to another installation */
-	ItemPointerData place;		/* of its row, for the transaction that has looked */
+	bool		foreign;		/* it belongs to another installation */
+	ItemPointerData place;		/* of its row; valid in the transaction that
+								 * read it */
 } Candidate;
 
-/* What putting a task back came to */
+/* The result of putting back a task */
 typedef enum PutBack
 {
 	PUT_BACK_DONE,
-	PUT_BACK_NOT_HELD,			/* this launch does not hold the task any more */
-	PUT_BACK_LOCKED				/* somebody holds the row: try again later */
+	PUT_BACK_NOT_HELD,			/* the launch no longer holds the task */
+	PUT_BACK_LOCKED				/* another transaction has locked the row: try
+								 * again later */
 } PutBack;
 
-/* A task that has seen no update for long */
+/* An active task that has had no update for long */
 typedef struct StuckTask
 {
 	pg_uuid_t	id;

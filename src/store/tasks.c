@@ -15,7 +15,7 @@
 #include "store/internal.h"
 #include "store/store.h"
 
-/* Store a task of the current user */
+/* Store a new task of the current user */
 void
 tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz run_at,
 							const char *resource_id, Jsonb *params, TimestampTz now)
@@ -35,7 +35,7 @@ tasksched_store_insert_task(const pg_uuid_t *id, const char *action, TimestampTz
 	tasksched_wake_at_commit(WAKE_DUE, run_at);
 }
 
-/* Change the one row that the caller has locked */
+/* Run a statement that changes the one row that the caller has locked */
 static void
 change_locked(StoreQuery q, Args *args)
 {
@@ -91,7 +91,11 @@ tasksched_store_retry(const TaskLookup *row)
 	tasksched_wake_at_commit(WAKE_DUE, now);
 }
 
-/* Returns how many tasks were adopted; what they had become elsewhere is forgotten */
+/*
+ * Adopt the tasks that a restore or a copy has brought.  What they have become
+ * elsewhere, their finished twins, is deleted.  Returns the number of adopted
+ * tasks.
+ */
 int64
 tasksched_store_adopt(void)
 {
@@ -108,7 +112,10 @@ tasksched_store_adopt(void)
 	return n;
 }
 
-/* Whose rights decide what is visible: those of the caller of our function */
+/*
+ * Add the arguments for VISIBLE: the rights of the caller of our function
+ * decide, not those of the owner of the extension
+ */
 static void
 add_caller(Args *args, const Entered *saved, bool admin)
 {
@@ -122,14 +129,15 @@ tasksched_store_get_tasks(ArrayType *actions, const char *resource_id, ArrayType
 						  ReturnSetInfo *rsinfo)
 {
 	const Oid	argtypes[] = {BOOLOID, OIDOID, TEXTARRAYOID, TEXTOID,
-		get_array_type(tasksched_type_oid("task_status")), TIMESTAMPTZOID, INT4OID};
+	get_array_type(tasksched_type_oid("task_status")), TIMESTAMPTZOID, INT4OID};
 	Args		args = {0};
 	Entered		saved;
 	bool		admin = tasksched_caller_is_admin();
 
 	tasksched_store_lock_to_read();
 	tasksched_enter(&saved);
-	tasksched_set_guc("enable_seqscan", "on");	/* planned for this call alone */
+	tasksched_set_guc("enable_seqscan", "on");	/* the plan is for this call
+												 * alone */
 	add_caller(&args, &saved, admin);
 	tasksched_add_pointer(&args, actions);
 	tasksched_add_text(&args, resource_id);
