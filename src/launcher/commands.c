@@ -15,6 +15,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -94,6 +95,21 @@ database_needed(Node *stmt, LOCKMODE *mode)
 	}
 }
 
+/* have_createdb_privilege() is exported by the latest minor releases only */
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool		result = superuser();
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result |= ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
 static bool
 is_template(Oid dboid)
 {
@@ -128,9 +144,9 @@ may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
 	switch (nodeTag(stmt))
 	{
 		case T_CreatedbStmt:
-			return have_createdb_privilege() && (owner || is_template(dboid));
+			return may_create_databases() && (owner || is_template(dboid));
 		case T_RenameStmt:
-			return have_createdb_privilege() && owner;
+			return may_create_databases() && owner;
 		default:
 			return owner;
 	}
