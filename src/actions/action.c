@@ -1,10 +1,11 @@
 /*
  * action.c
- *	  Which function an action means, and whether that can serve as one.
+ *	  Which function an action names, and whether it can be an action.
  *
  * An action takes (tasksched.task, boolean), (tasksched.task), (jsonb) or
- * nothing, and returns void, jsonb or tasksched.outcome; a procedure gives
- * jsonb or outcome through one more argument, INOUT, at the end.
+ * nothing, and returns void, jsonb or tasksched.outcome.  A procedure returns
+ * jsonb or tasksched.outcome through one more argument, which is INOUT and the
+ * last one.
  */
 #include "postgres.h"
 
@@ -30,7 +31,7 @@
  * ----------
  */
 
-/* Read the argument types of an action; false if they do not fit */
+/* Classify the argument types of a function; false if they do not fit */
 static bool
 classify_args(const Oid *types, int n, ActionArgs *args)
 {
@@ -63,7 +64,7 @@ classify_result(Oid type, ActionResult *result)
 	return true;
 }
 
-/* The modes of a function's arguments; NULL if all are IN */
+/* Return the modes of a function's arguments, or NULL if all are IN */
 static char *
 argument_modes(HeapTuple tuple, int *n)
 {
@@ -95,7 +96,7 @@ signature_fits(HeapTuple tuple, Action *action)
 	action->result = RESULT_VOID;
 	if (modes != NULL)
 	{
-		/* only the last may differ, and only be INOUT */
+		/* the last argument must be INOUT, and all others IN */
 		if (nmodes != nargs || modes[nargs - 1] != PROARGMODE_INOUT)
 			return false;
 		for (int i = 0; i < nargs - 1; i++)
@@ -110,7 +111,10 @@ signature_fits(HeapTuple tuple, Action *action)
 	return classify_args(types, nargs, &action->args);
 }
 
-/* Say whether and why a function can't be an action; if it can, *action is what to call */
+/*
+ * Determine whether a function can be an action, and if not, why.  If it can,
+ * *action describes how to call it.
+ */
 Unfit
 tasksched_action_unfit(Oid function, Action *action)
 {
@@ -141,20 +145,20 @@ tasksched_action_unfit(Oid function, Action *action)
 	return unfit;
 }
 
-/* Does the function of an action still exist, in the hands of the same owner? */
+/* Does the function of an action still exist, with the same owner? */
 bool
 tasksched_action_is_there(const Action *action)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(action->function));
 	bool		result = HeapTupleIsValid(tuple) &&
-		((Form_pg_proc) GETSTRUCT(tuple))->proowner == action->function_owner;
+	((Form_pg_proc) GETSTRUCT(tuple))->proowner == action->function_owner;
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
 	return result;
 }
 
-/* The signature of a function, qualified and quoted, as it is stored */
+/* Return the signature of a function, qualified and quoted, as it is stored */
 char *
 tasksched_action_signature(Oid function)
 {
@@ -202,7 +206,7 @@ static const UnfitReport unfit_reports[] = {
 	}
 };
 
-/* Raise the error that tells why the only function of a name does not fit */
+/* Raise the error that says why a function cannot be an action */
 static void
 report_unfit(const char *name, Unfit unfit)
 {
@@ -215,7 +219,10 @@ report_unfit(const char *name, Unfit unfit)
 			 errhint(SIGNATURES_HINT)));
 }
 
-/* Does it have argument types: a parenthesis that is no part of a quoted name? */
+/*
+ * Does the name have argument types?  It does if it has a parenthesis outside
+ * double quotes.
+ */
 static bool
 has_argument_types(const char *name)
 {
@@ -232,8 +239,8 @@ has_argument_types(const char *name)
 }
 
 /*
- * Find the function that somebody means: by name and argument types, or by a
- * bare name, which stands for the one function of that name that fits.
+ * Find a function by its name and argument types, or by its name alone.  A
+ * bare name must match exactly one function that can be an action.
  */
 Oid
 tasksched_action_find(const char *name)
@@ -294,8 +301,8 @@ tasksched_action_check(Oid function, const char *name)
 }
 
 /*
- * Why tasks of an action can't be launched, in words; NULL if they can, and
- * then *found is what to call.
+ * Return the reason why tasks of an action cannot be launched.  If they can,
+ * return NULL, and *found describes the function to call.
  */
 char *
 tasksched_action_blocked(const char *name, Action *found)

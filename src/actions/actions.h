@@ -1,6 +1,6 @@
 /*
  * actions.h
- *	  Actions: from a name to a function that is called.
+ *	  Actions: finding the function of an action, and calling it.
  */
 #ifndef TASKSCHED_ACTIONS_H
 #define TASKSCHED_ACTIONS_H
@@ -8,14 +8,14 @@
 #include "base/types.h"
 
 /* ----------
- * action.c: which function an action means, and whether that can serve as one
+ * action.c: which function an action names, and whether it can be an action
  * ----------
  */
 
-/* Why a function can't serve as an action */
+/* Why a function cannot be an action */
 typedef enum Unfit
 {
-	UNFIT_NOT,					/* it can */
+	UNFIT_NOT,					/* it can be one */
 	UNFIT_MISSING,
 	UNFIT_AGGREGATE,
 	UNFIT_WINDOW,

@@ -1,11 +1,15 @@
 /*
  * blocked.c
- *	  Why a due task can't run, in words that a person can read.
+ *	  Why a due task can't run, as text for the view blocked_tasks.
  *
- * The scheduler asks before it claims a task, since what goes wrong in a worker
- * before the action begins can't be told anybody but the server log; the view
- * blocked_tasks shows the answers.  The view itself sees that a task is finished as
- * well, which the scheduler finds out as it claims it.
+ * The scheduler makes the checks on the task itself before it claims the task.
+ * An error in a worker before the action begins could only be reported in the
+ * server log, whereas a task that is not claimed stays in the view with the
+ * reason.
+ *
+ * One reason is not found here: a task with the same id may be finished.  The
+ * view looks for that itself, and the scheduler finds it when it claims the
+ * task.
  */
 #include "postgres.h"
 
@@ -38,7 +42,10 @@ database_allows_connections(void)
 	return result;
 }
 
-/* What is wrong with the task itself; NULL if nothing is, and then *found is what to call */
+/*
+ * Return the reason in the task itself why it can't run.  If there is none,
+ * return NULL, and *found describes the function to call.
+ */
 char *
 tasksched_task_blocked(const char *action, Oid owner, bool foreign, Action *found)
 {
@@ -53,7 +60,10 @@ tasksched_task_blocked(const char *action, Oid owner, bool foreign, Action *foun
 	return tasksched_action_blocked(action, found);
 }
 
-/* What keeps the scheduler from running it; NULL if nothing does */
+/*
+ * Return the reason why the scheduler does not run any task, or none of this
+ * owner.  NULL if there is none.
+ */
 static const char *
 scheduler_blocked(Oid owner)
 {
@@ -85,17 +95,20 @@ scheduler_blocked(Oid owner)
 	return NULL;
 }
 
-/* The tasks of a role that have a worker */
+/* How many running tasks a role has */
 typedef struct Share
 {
-	Oid			role;			/* InvalidOid = all whom the caller may not know, or who are not named */
+	Oid			role;			/* InvalidOid = roles that the caller may not
+								 * see */
 	int			n;
 } Share;
 
-/* Roles that are named as those who have the places */
+/* How many roles a reason names; the others are counted together */
 #define NAMED_ROLES 3
 
-/* Those that have most come first, and whoever is not named comes last */
+/*
+ * Sort by number of tasks, largest first, and the roles not to be named last
+ */
 static int
 compare_shares(const void *a, const void *b)
 {
@@ -107,7 +120,7 @@ compare_shares(const void *a, const void *b)
 	return x->n != y->n ? y->n - x->n : (int) (x->role > y->role) - (int) (x->role < y->role);
 }
 
-/* May the caller know that this role has a task that runs? */
+/* May the caller know that this role has a running task? */
 static bool
 may_know(Oid role)
 {
@@ -138,7 +151,7 @@ append_count(StringInfo list, const char *who, int n)
 		appendStringInfo(list, "%s%s: %d", list->len > 0 ? ", " : "", who, n);
 }
 
-/* Who has the places, as a list */
+/* List which roles have how many running tasks */
 static char *
 describe_shares(Share *shares, int n, int locked)
 {
@@ -150,7 +163,7 @@ describe_shares(Share *shares, int n, int locked)
 	for (int i = 0; i < n; i++)
 	{
 		char	   *name = i < NAMED_ROLES && OidIsValid(shares[i].role) ?
-			GetUserNameFromId(shares[i].role, true) : NULL;
+		GetUserNameFromId(shares[i].role, true) : NULL;
 
 		if (name == NULL)
 		{
@@ -165,7 +178,11 @@ describe_shares(Share *shares, int n, int locked)
 	return list.data;
 }
 
-/* Are all places for running tasks of this database taken?  Says so, and by whom; NULL if one is free */
+/*
+ * If all places for running tasks of this database are taken, return a reason
+ * that says so and names the roles.  Otherwise return NULL.  A task that ended
+ * without an outcome keeps its place until it has been put back.
+ */
 static char *
 places_taken(void)
 {
@@ -195,7 +212,7 @@ places_taken(void)
 					describe_shares(shares, nshares, locked));
 }
 
-/* What places_taken() has said, once in a statement */
+/* The result of places_taken(), which is computed once for each statement */
 typedef struct PlacesNote
 {
 	char	   *reason;

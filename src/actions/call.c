@@ -1,11 +1,11 @@
 /*
  * call.c
- *	  Calling the function of an action, and what it returns.
+ *	  Calling the function of an action, and reading what it returns.
  *
  * Functions are called through fmgr.  Procedures are called by CALL in a
- * portal, since what a procedure does after a COMMIT needs a portal to hold
- * its snapshots; everything that the call uses has to outlive the transaction
- * that it began in.
+ * portal, because statements after a COMMIT need a portal that holds their
+ * snapshots.  A procedure may commit, so everything that its call uses must be
+ * allocated in a memory context that outlives the transaction.
  */
 #include "postgres.h"
 
@@ -32,7 +32,7 @@
 #include "base/base.h"
 #include "base/compat.h"
 
-/* What the returned value says, if anything */
+/* Convert the returned value to an outcome */
 static void
 read_result(const Action *action, Datum value, bool isnull, Outcome *outcome, MemoryContext cxt)
 {
@@ -51,7 +51,7 @@ read_result(const Action *action, Datum value, bool isnull, Outcome *outcome, Me
 	}
 }
 
-/* The arguments, in order; returns their number */
+/* Fill in the arguments, and return their number */
 static int
 make_args(const Action *action, Datum task, Datum params, bool params_null, bool first_launch,
 		  NullableDatum *args)
@@ -96,7 +96,7 @@ call_function(const Action *action, NullableDatum *args, int nargs, Outcome *out
 	{
 		fcinfo->args[i] = args[i];
 		if (action->strict && args[i].isnull)
-			skip = true;		/* as for any strict function, NULL is the result */
+			skip = true;		/* a strict function: the result is NULL */
 	}
 	if (!skip)
 	{
@@ -109,7 +109,7 @@ call_function(const Action *action, NullableDatum *args, int nargs, Outcome *out
 	PopActiveSnapshot();
 }
 
-/* The text of the CALL, for people to read */
+/* Return the text of the CALL, which is displayed but not parsed */
 static char *
 call_text(const Action *action, int nargs)
 {
@@ -140,10 +140,11 @@ arg_type(const Action *action, int i)
 }
 
 /*
- * Make the CALL, in the current memory context.  It is not parsed: a name may stand
- * for many procedures, and the owner of the task may lack the right to look up names
- * in the procedure's schema or in ours.  As with a function, all that it needs is
- * EXECUTE, which the server checks.
+ * Build the plan of the CALL, in the current memory context.  The parse tree
+ * is made here rather than from a text, for two reasons: several procedures
+ * may have the same name, and the task's owner may lack USAGE on the
+ * procedure's schema or on ours.  As with a function, the only privilege
+ * needed is EXECUTE, which the server checks.
  */
 static List *
 plan_call(const Action *action, const char *sql, int nargs)
@@ -178,7 +179,7 @@ plan_call(const Action *action, const char *sql, int nargs)
 	query->querySource = QSRC_ORIGINAL;
 	query->canSetTag = true;
 	query->utilityStmt = (Node *) call;
-	/* so that pg_stat_statements counts it, as it does any CALL */
+	/* without a query ID, pg_stat_statements would not count the CALL */
 	query->queryId = hash_bytes_extended((const unsigned char *) sql, strlen(sql), 0);
 	return pg_plan_queries(list_make1(query), sql, 0, NULL);
 }
@@ -201,7 +202,11 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = arg_type(action, i);
 	}
-	/* all in memory: a file would be owned by a transaction that may have ended */
+
+	/*
+	 * Keep all rows in memory.  A temporary file would belong to a
+	 * transaction that may have ended.
+	 */
 	store = tuplestore_begin_heap(false, false, MAX_KILOBYTES);
 	SetTuplestoreDestReceiverParams(dest, store, cxt, true, NULL, NULL);
 
@@ -231,9 +236,9 @@ call_procedure(const Action *action, NullableDatum *args, int nargs, Outcome *ou
 }
 
 /*
- * Call the action, as the current user, in the current transaction.  What it
- * says about its outcome is stored in *outcome, allocated in cxt, which must
- * outlive the transaction.
+ * Call the action as the current user, in the current transaction.  The
+ * outcome that it returns is stored in *outcome.  It is allocated in cxt,
+ * which must outlive the transaction.
  */
 void
 tasksched_action_call(const Action *action, Datum task, Datum params, bool params_null,
