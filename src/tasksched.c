@@ -1,6 +1,6 @@
 /*
  * tasksched.c
- *	  Entry point: what the library does as it is loaded.
+ *	  Entry point: what the library does when it is loaded.
  */
 #include "postgres.h"
 
@@ -23,7 +23,10 @@ extern PGDLLEXPORT void _PG_init(void);
 
 static ExecutorStart_hook_type prev_executor_start_hook = NULL;
 
-/* In a parallel worker that runs a part of an action's query: its crash is the action's */
+/*
+ * Called in a parallel worker.  If its leader runs an action, join the
+ * leader's place on the crash board: a crash of this process is the action's.
+ */
 static void
 join_leader(void)
 {
@@ -53,11 +56,14 @@ executor_start(QueryDesc *queryDesc, int eflags)
 void
 _PG_init(void)
 {
-	/* pg_upgrade wants nobody else in its databases */
+	/* during pg_upgrade, no process may connect to the databases */
 	if (IsBinaryUpgrade)
 		return;
 
-	/* how a worker connects as a role without LOGIN needs its later fixes */
+	/*
+	 * connecting a worker as a role without LOGIN relies on fixes of these
+	 * releases
+	 */
 	if (!tasksched_server_is_fit(atoi(GetConfigOption("server_version_num", false, false))))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
