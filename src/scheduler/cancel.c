@@ -1,6 +1,10 @@
 /*
  * cancel.c
- *	  Check: interrupt the actions of tasks that were cancelled.
+ *	  Check: interrupt the actions of tasks that were cancelled or deleted.
+ *
+ * cancel_task() only changes the row, and asks for this check at its commit.
+ * The tables say which launches no longer hold their tasks, whatever
+ * savepoints, prepared transactions or direct changes have led to that.
  */
 #include "postgres.h"
 
@@ -14,19 +18,23 @@
 #include "scheduler/internal.h"
 #include "store/store.h"
 
-/* A cancelled action that goes on: interrupt it again, and then terminate */
+/*
+ * An action may catch the interrupt.  So it is repeated after this time, and
+ * after so many interrupts the worker is terminated.
+ */
 #define INTERRUPT_AGAIN_US USECS_PER_SEC
 #define INTERRUPTS_BEFORE_TERMINATE 3
 
 /* The interruption of the task in a slot */
 typedef struct InterruptNote
 {
-	int			sent;			/* 0 = none is called for; else one more than were sent */
+	int			next_number;	/* number of the next interrupt; 0 = none is
+								 * to be sent */
 	TaskRef		task;
-	TimestampTz next_at;		/* when to send the next */
+	TimestampTz next_at;		/* when to send it */
 } InterruptNote;
 
-static InterruptNote *interrupts;	/* for each slot */
+static InterruptNote *interrupts;	/* one for each slot */
 
 void
 tasksched_cancel_init(void)
@@ -34,18 +42,18 @@ tasksched_cancel_init(void)
 	interrupts = MemoryContextAllocZero(TopMemoryContext, tasksched_slot_count() * sizeof(InterruptNote));
 }
 
-/* Begin to interrupt the task in a slot, unless that is under way */
+/* Begin to interrupt a launch, unless that is under way already */
 static void
 call_for_interrupt(InterruptNote *note, const TaskRef *task)
 {
-	if (note->sent > 0 && tasksched_same_launch(&note->task, task))
+	if (note->next_number > 0 && tasksched_same_launch(&note->task, task))
 		return;
 	note->task = *task;
-	note->sent = 1;
+	note->next_number = 1;
 	note->next_at = 0;
 }
 
-/* Find running launches that no longer hold their tasks; interrupt them */
+/* Find launches that no longer hold their tasks and begin to interrupt them */
 void
 tasksched_check_superseded(void)
 {
@@ -77,7 +85,10 @@ tasksched_check_superseded(void)
 	}
 }
 
-/* Interrupt the actions of cancelled tasks until they end */
+/*
+ * Send the interrupts that are due.  Interrupts are repeated until the launch
+ * has ended.  A launch that has not begun yet is kept from beginning instead.
+ */
 void
 tasksched_send_interrupts(void)
 {
@@ -87,20 +98,20 @@ tasksched_send_interrupts(void)
 	{
 		InterruptNote *note = &interrupts[i];
 
-		if (note->sent == 0 || tasksched_is_ahead(note->next_at, now, INTERRUPT_AGAIN_US))
+		if (note->next_number == 0 || tasksched_is_ahead(note->next_at, now, INTERRUPT_AGAIN_US))
 			continue;
 		if (!tasksched_slot_interrupt(i, &note->task,
-									  note->sent > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
-			note->sent = 0;		/* it has ended */
+									  note->next_number > INTERRUPTS_BEFORE_TERMINATE ? SIGTERM : SIGINT))
+			note->next_number = 0;	/* it has ended, or will not begin */
 		else
 		{
-			note->sent++;
+			note->next_number++;
 			note->next_at = now + INTERRUPT_AGAIN_US;
 		}
 	}
 }
 
-/* When the next interrupt is to be sent; DT_NOEND = none is called for */
+/* When to send the next interrupt; DT_NOEND if none is to be sent */
 TimestampTz
 tasksched_next_interrupt(void)
 {
@@ -108,7 +119,7 @@ tasksched_next_interrupt(void)
 
 	for (int i = 0; i < tasksched_round.nslots; i++)
 	{
-		if (interrupts[i].sent > 0)
+		if (interrupts[i].next_number > 0)
 			next = Min(next, interrupts[i].next_at);
 	}
 	return next;

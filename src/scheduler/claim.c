@@ -1,6 +1,18 @@
 /*
  * claim.c
- *	  Which due tasks to claim.
+ *	  Claiming due tasks.
+ *
+ * A task is claimed only for a worker that already waits for it, never for one
+ * that has yet to start.  So a lack of worker slots uses up no launch and no
+ * attempt, and leaves nothing to undo.  It also means that an active task has
+ * a process.  A worker is started a little ahead of the due time, so that it
+ * is ready by then.
+ *
+ * A candidate is a due task that a look through a queue has found.  It is
+ * passed by if it is blocked, if the workers of its owner fail, or if it
+ * cannot be claimed.  A candidate that needs a worker, or that is not due yet,
+ * holds back the cursor that met it.  Tasks are claimed by the places (ctid)
+ * of their rows, in the transaction that has looked.
  */
 #include "postgres.h"
 
@@ -15,21 +27,25 @@
 #include "scheduler/internal.h"
 #include "store/store.h"
 
-/* Tasks looked at in one query, at the least and at the most */
+/* How many tasks one query looks at, at least and at most */
 #define PEEK_ROWS_MIN 8
 #define PEEK_ROWS 64
 
 /*
- * What either cursor of a queue may cost in one round, in tasks looked at.  A look
- * at an action and an owner that are new in the round, and a claim in vain, count as
- * so many.
+ * What each cursor of a queue may cost in one round, in tasks looked at.  The
+ * limits keep the cursors from waiting for each other, however many tasks are
+ * blocked.
  */
 #define FRONTIER_ROWS 10000
 #define REVISIT_ROWS 1000
-#define KIND_ROWS 16
-#define IN_VAIN_ROWS 16
 
-/* Whether the tasks of an action and an owner can be launched */
+/* The cost of the first task of an action and an owner in a round */
+#define KIND_ROWS 16
+
+/* The additional cost of a task that was chosen and could not be claimed */
+#define FAILED_CLAIM_ROWS 16
+
+/* Whether the tasks of one action and one owner can be launched */
 typedef struct BlockedNote
 {
 	struct
@@ -37,45 +53,48 @@ typedef struct BlockedNote
 		Oid			owner;
 		uint32		foreign;
 		char		action[TASKSCHED_NAME_SIZE];
-	}			kind;			/* hash key, without padding */
+	}			kind;			/* hash key; must have no padding */
 	bool		blocked;
-	Action		function;		/* what to call, unless blocked */
+	Action		function;		/* the function to call, unless blocked */
 } BlockedNote;
 
-/* A task that is chosen, and then claimed */
+/* A task that is chosen to be claimed, or that has been claimed */
 typedef struct Chosen
 {
-	int			candidate;		/* its number among those that were looked at with it */
-	TaskRef		task;			/* once it is claimed */
-	const BlockedNote *note;	/* what is known of its action */
-	int			slot;			/* of its worker */
+	int			candidate;		/* index into the candidates */
+	TaskRef		task;			/* set when it is claimed */
+	const BlockedNote *note;	/* its action and function */
+	int			slot;			/* the slot of its worker */
 } Chosen;
 
-/* What is gathered in one round of claims */
+/* The claims of one round */
 typedef struct Claims
 {
-	TimestampTz now;			/* what is due, in the whole round */
-	int			capacity;		/* tasks that may still be claimed */
-	int			nlaunches;		/* those that are ... */
-	int			nchosen;		/* ... and, after them, those that will be */
-	Chosen	   *launches;
+	TimestampTz now;			/* the time that counts in the whole round */
+	int			capacity;		/* how many tasks may still be claimed */
+	int			nlaunches;		/* how many are claimed */
+	int			nchosen;		/* how many are chosen, and not claimed yet */
+	Chosen	   *launches;		/* the claimed ones, then the chosen ones */
 	int			ndemands;
 	Demand	   *demands;
-	int			cost;			/* see FRONTIER_ROWS */
-	BlockedNote *last_note;
+	int			cost;			/* so far; see FRONTIER_ROWS */
+	BlockedNote *last_note;		/* of the latest candidate */
 	HTAB	   *notes;			/* BlockedNote */
 } Claims;
 
-/* What becomes of a candidate */
+/* What has been decided about a candidate */
 typedef enum Verdict
 {
 	VERDICT_NONE,
-	VERDICT_WAITS,				/* not due yet, or a worker has to be started */
+	VERDICT_WAITS,				/* not due yet, or it needs a worker */
 	VERDICT_CHOSEN,
 	VERDICT_DONE				/* claimed or passed by */
 } Verdict;
 
-/* Is a candidate blocked?  The answer is the same for all of its kind. */
+/*
+ * Is a candidate blocked?  All tasks of the same action and owner have the
+ * same answer, so it is found once in a round.
+ */
 static const BlockedNote *
 look_up_blocked(Claims *claims, const Candidate *c)
 {
@@ -104,7 +123,7 @@ look_up_blocked(Claims *claims, const Candidate *c)
 	note = hash_search(claims->notes, &wanted.kind, HASH_ENTER, &found);
 	if (!found)
 	{
-		note->blocked = true;	/* should the look fail, the round ends */
+		note->blocked = true;	/* in case of an error, which ends the round */
 		note->blocked = tasksched_task_blocked(c->action, c->owner, c->foreign, &note->function) != NULL;
 		claims->cost += KIND_ROWS;
 	}
@@ -112,7 +131,7 @@ look_up_blocked(Claims *claims, const Candidate *c)
 	return note;
 }
 
-/* An idle worker of the owner, in this round's view of the slots; or -1 */
+/* Find the slot of an idle worker of the owner; -1 if there is none */
 static int
 find_idle(Oid owner)
 {
@@ -141,7 +160,7 @@ add_demand(Claims *claims, Oid owner)
 	claims->demands[claims->ndemands++].wanted = 1;
 }
 
-/* Deal with one candidate */
+/* Decide about one candidate */
 static Verdict
 consider(Claims *claims, Queue *queue, const Candidate *candidates, int i)
 {
@@ -152,7 +171,10 @@ consider(Claims *claims, Queue *queue, const Candidate *candidates, int i)
 
 	if (note->blocked)
 	{
-		/* the next scan looks again; adopt_tasks() would wake us */
+		/*
+		 * The next scan looks again, but need not for tasks of another
+		 * installation: adopt_tasks() wakes us.
+		 */
 		queue->held |= !c->foreign;
 		return VERDICT_DONE;
 	}
@@ -171,18 +193,18 @@ consider(Claims *claims, Queue *queue, const Candidate *candidates, int i)
 		launch->candidate = i;
 		launch->note = note;
 		launch->slot = slot;
-		/* taken: nobody else's, nor to be dismissed */
+		/* no other task may take this worker, and it must not be dismissed */
 		tasksched_round.slots[slot].state = SLOT_READY;
 		return VERDICT_CHOSEN;
 	}
 	if (c->run_at > claims->now)
-		queue->soon = Min(queue->soon, c->run_at);
+		queue->soon_due = Min(queue->soon_due, c->run_at);
 	return VERDICT_WAITS;
 }
 
 /*
- * Claim the chosen candidates.  Those that can't be claimed are passed by, and give
- * back what they had taken; returns whether there were any.
+ * Claim the chosen candidates.  Those that can't be claimed are passed by, and
+ * release their places and workers.  Returns whether there were any such.
  */
 static bool
 claim_chosen(Claims *claims, Queue *queue, const Candidate *candidates, Verdict *verdicts)
@@ -216,16 +238,23 @@ claim_chosen(Claims *claims, Queue *queue, const Candidate *candidates, Verdict 
 			claims->launches[claims->nlaunches++] = launch;
 			continue;
 		}
-		/* locked, which its end tells of; changed since; or finished as well */
+
+		/*
+		 * The row is locked, and the end of the lock will wake us; or it has
+		 * been changed since the look; or the task is finished as well.
+		 */
 		tasksched_round.slots[launch.slot].state = SLOT_IDLE;
 		claims->capacity++;
-		claims->cost += IN_VAIN_ROWS;
+		claims->cost += FAILED_CLAIM_ROWS;
 		queue->held = true;
 	}
 	return nclaimed < nchosen;
 }
 
-/* Deal with candidates; returns how many, from the first on, are done with */
+/*
+ * Decide about candidates, and claim those that can be claimed.  Returns how
+ * many, counted from the first one, need not be looked at again.
+ */
 static int
 deal_with(Claims *claims, Queue *queue, const Candidate *candidates, int n)
 {
@@ -241,7 +270,7 @@ deal_with(Claims *claims, Queue *queue, const Candidate *candidates, int n)
 		}
 		if (!claim_chosen(claims, queue, candidates, verdicts))
 			break;
-		/* there are places, and perhaps workers, for those that come next */
+		/* the released places and workers may serve the other candidates */
 		for (int i = 0; i < n; i++)
 		{
 			if (verdicts[i] == VERDICT_WAITS)
@@ -269,15 +298,15 @@ place_of(const Candidate *c)
 	return place;
 }
 
-/* How far a look through a queue has come in this round */
+/* How far a cursor has got through its queue in this round */
 typedef struct Look
 {
-	bool		all_done;		/* all that was looked at */
-	bool		beyond;			/* it has come beyond the frontier */
-	bool		to_the_end;		/* there is no more that is due, or soon */
+	bool		all_done;		/* no candidate holds the cursor back */
+	bool		beyond;			/* the look has reached the frontier */
+	bool		to_the_end;		/* the look has seen all due tasks */
 } Look;
 
-/* Look through a queue for tasks to claim, from one of its two cursors on, and move that */
+/* Look for tasks to claim, from one of the two cursors on, and move it */
 static Look
 look_on(Claims *claims, Queue *queue, QueuePlace *cursor, int max_cost)
 {
@@ -313,54 +342,60 @@ look_on(Claims *claims, Queue *queue, QueuePlace *cursor, int max_cost)
 	look.to_the_end &= claims->capacity > 0;
 	pfree(candidates);
 
-	/* what there is further on can be looked at at once */
+	/* the limit was reached: the next round goes on at once */
 	if (look.all_done && !look.to_the_end && claims->capacity > 0)
 		tasksched_retry_by(claims->now);
 	return look;
 }
 
-/* Go on with the pass that is under way */
+/* Continue the pass that is under way */
 static Look
 go_on_with_pass(Claims *claims, Queue *queue)
 {
-	Look		look = look_on(claims, queue, &queue->revisit, REVISIT_ROWS);
+	Look		look = look_on(claims, queue, &queue->pass_place, REVISIT_ROWS);
 
-	if ((look.to_the_end && look.all_done) || tasksched_compare_places(&queue->revisit, &queue->frontier) >= 0)
-		queue->revisiting = false;
-	queue->stuck = !look.all_done && claims->capacity > 0;
-	if (tasksched_compare_places(&queue->frontier, &queue->revisit) < 0)
-		queue->frontier = queue->revisit;
+	if ((look.to_the_end && look.all_done) || tasksched_compare_places(&queue->pass_place, &queue->frontier) >= 0)
+		queue->in_pass = false;
+	queue->pass_waits = !look.all_done && claims->capacity > 0;
+	if (tasksched_compare_places(&queue->frontier, &queue->pass_place) < 0)
+		queue->frontier = queue->pass_place;
 	return look;
 }
 
-/* Look through a queue for tasks to claim: first the pass, since its tasks are older, then on from the frontier */
+/*
+ * Look through a queue for tasks to claim.  The pass comes first, since its
+ * tasks are older than those beyond the frontier.
+ */
 static void
 look_through(Claims *claims, Queue *queue)
 {
 	Look		look = {.beyond = false};
 	TimestampTz horizon = claims->now + LEAD_US;
 
-	queue->soon = DT_NOEND;
-	/* one that has come to a task that waits has nothing more to do before the next begins */
-	if (queue->again != DT_NOEND && (!queue->revisiting || queue->stuck))
+	queue->soon_due = DT_NOEND;
+	/* a pass that waits for a task has nothing more to do */
+	if (queue->next_pass_from != DT_NOEND && (!queue->in_pass || queue->pass_waits))
 		tasksched_queue_begin_pass(queue);
-	if (queue->revisiting)
+	if (queue->in_pass)
 		look = go_on_with_pass(claims, queue);
-	if (!look.beyond && !look.to_the_end && queue->due && claims->capacity > 0)
+	if (!look.beyond && !look.to_the_end && queue->more_beyond && claims->capacity > 0)
 	{
 		look = look_on(claims, queue, &queue->frontier, 0);
 		look.beyond = true;
 	}
-	/* anything left, here or further on? */
+	/* are due tasks left, among those seen or beyond? */
 	if (look.beyond || look.to_the_end)
-		queue->due = !look.all_done || !look.to_the_end;
-	if (queue->again != DT_NOEND && !queue->revisiting && claims->capacity > 0)
+		queue->more_beyond = !look.all_done || !look.to_the_end;
+	if (queue->next_pass_from != DT_NOEND && !queue->in_pass && claims->capacity > 0)
 		tasksched_retry_by(claims->now);
-	if (queue->future <= horizon)
-		queue->future = tasksched_store_next_due(queue->priority, horizon);
+	if (queue->later_due <= horizon)
+		queue->later_due = tasksched_store_next_due(queue->priority, horizon);
 }
 
-/* Hand the claimed tasks to their workers */
+/*
+ * Hand the claimed tasks to their workers.  If a worker has gone away, or the
+ * database was paused, undo the claim.
+ */
 static void
 hand_over(const Claims *claims)
 {
@@ -377,7 +412,7 @@ hand_over(const Claims *claims)
 	}
 }
 
-/* Claim what is due for the workers that wait, and start those that lack */
+/* Claim due tasks for workers that wait, and start workers for the others */
 void
 tasksched_claim_due(void)
 {
@@ -388,8 +423,8 @@ tasksched_claim_due(void)
 	for (int i = 0; i < tasksched_nqueues; i++)
 	{
 		tasksched_queue_see_time(&tasksched_queues[i], claims.now);
-		if (tasksched_queues[i].future <= claims.now + LEAD_US)
-			tasksched_queues[i].due = true;
+		if (tasksched_queues[i].later_due <= claims.now + LEAD_US)
+			tasksched_queues[i].more_beyond = true;
 	}
 	claims.capacity = tasksched_max_running_tasks - tasksched_count_active();
 	if (!tasksched_queues_due() || claims.capacity <= 0)
@@ -402,7 +437,7 @@ tasksched_claim_due(void)
 	tasksched_store_lock(false);
 	if (tasksched_database_is_paused())
 	{
-		/* since this round has begun; the next one has been asked for */
+		/* the commit of the pause has asked for another round */
 		tasksched_commit();
 		return;
 	}

@@ -1,6 +1,6 @@
 /*
  * internal.h
- *	  What the files of the scheduler share.
+ *	  Declarations shared by the files of the scheduler.
  */
 #ifndef TASKSCHED_SCHEDULER_INTERNAL_H
 #define TASKSCHED_SCHEDULER_INTERNAL_H
@@ -9,10 +9,10 @@
 #include "shared/shared.h"
 #include "store/store.h"
 
-/* The clock was set back if it shows so much less than before */
+/* The clock was set back if it is behind its latest time by more than this */
 #define SET_BACK_US USECS_PER_SEC
 
-/* A worker is started so long before the due time of its task */
+/* A worker is started this long before its task is due */
 #define LEAD_US INT64CONST(100000)
 
 /* ----------
@@ -20,14 +20,14 @@
  * ----------
  */
 
-/* What holds for one round of the loop */
+/* The state of the current round of the loop */
 typedef struct Round
 {
 	MemoryContext cxt;			/* reset after each round */
-	TaskSlot   *slots;			/* the slots as they were at its beginning, and what it did */
+	TaskSlot   *slots;			/* a copy from its start, with its own changes */
 	int			nslots;
-	TimestampTz retry_at;		/* when to try again what could not be done */
-	Lack		lack;			/* what due tasks wait for */
+	TimestampTz retry_at;		/* when to retry what could not be done */
+	Lack		lack;			/* what due tasks lack */
 } Round;
 
 extern Round tasksched_round;
@@ -43,14 +43,14 @@ extern bool tasksched_put_back_locked(TimestampTz now, bool woken);
 extern bool tasksched_is_remembered(const TaskRef *task);
 
 /* ----------
- * reap.c: put back the tasks of workers that have ended
+ * reap.c: putting back the tasks of workers that have ended
  * ----------
  */
 extern bool tasksched_reap(TimestampTz now, bool woken);
 extern void tasksched_reap_suspects(void);
 
 /* ----------
- * cancel.c: interrupt the actions of cancelled tasks
+ * cancel.c: interrupting the actions of cancelled tasks
  * ----------
  */
 extern void tasksched_cancel_init(void);
@@ -59,7 +59,7 @@ extern void tasksched_send_interrupts(void);
 extern TimestampTz tasksched_next_interrupt(void);
 
 /* ----------
- * scan.c: read everything afresh
+ * scan.c: comparing what is remembered with the tables
  * ----------
  */
 extern void tasksched_scan_init(void);
@@ -71,23 +71,35 @@ extern void tasksched_bring_forward_batch(TimestampTz now);
 extern void tasksched_purge_batch(void);
 
 /* ----------
- * queues.c: what there is to claim, and when
+ * queues.c: where to look for due tasks, and when
  * ----------
  */
 
-/* The scheduled tasks of one priority */
+/*
+ * The scheduled tasks of one priority, and the two cursors through them.
+ * "Due" includes tasks that are due within LEAD_US, which need a worker.
+ */
 typedef struct Queue
 {
 	int16		priority;
-	QueuePlace	frontier;		/* everything up to here is claimed or was passed by */
-	bool		revisiting;		/* is a pass over that under way? */
-	QueuePlace	revisit;		/* if so, how far it is ... */
-	bool		stuck;			/* ... and whether it waits for something */
-	TimestampTz again;			/* where the next pass begins; DT_NOEND = none is called for */
-	bool		held;			/* a due task was passed by that may be launched one day */
-	bool		due;			/* there may be tasks beyond the frontier to launch or to start workers for */
-	TimestampTz future;			/* no other is due before; DT_NOBEGIN = not known */
-	TimestampTz soon;			/* first one seen that is only about to be due */
+
+	/* the first cursor */
+	QueuePlace	frontier;		/* all up to here was claimed or passed by */
+	bool		more_beyond;	/* due tasks may lie beyond the frontier */
+
+	/* the second cursor: a pass over what lies before the frontier */
+	bool		in_pass;		/* a pass is under way */
+	QueuePlace	pass_place;		/* the place it has reached */
+	bool		pass_waits;		/* it has met a task that has to wait */
+	TimestampTz next_pass_from; /* start of the next pass; DT_NOEND = none */
+
+	bool		held;			/* a due task was passed by, and no wake-up
+								 * will say when it can be launched */
+	TimestampTz later_due;		/* no other task is due before this;
+								 * DT_NOBEGIN = unknown, DT_NOEND = there is
+								 * none */
+	TimestampTz soon_due;		/* the first due time to come within LEAD_US;
+								 * DT_NOEND = none */
 } Queue;
 
 extern Queue *tasksched_queues;
@@ -110,17 +122,17 @@ extern void tasksched_queue_put_off(Queue *queue, TimestampTz now);
 extern void tasksched_queue_begin_pass(Queue *queue);
 
 /* ----------
- * claim.c: which due tasks to claim
+ * claim.c: claiming due tasks
  * ----------
  */
 extern void tasksched_claim_due(void);
 
 /* ----------
- * start.c: starting workers, and what becomes of them on their way
+ * start.c: starting workers, and watching them start
  * ----------
  */
 
-/* How many workers an owner lacks in this round */
+/* How many workers an owner needs in this round, starting ones included */
 typedef struct Demand
 {
 	Oid			owner;

@@ -1,6 +1,25 @@
 /*
  * loop.c
  *	  The scheduler of a database: the reconcile loop.
+ *
+ * Each round takes the reasons that have come up since the last one (commits,
+ * workers, time), and does what they ask for, in this order:
+ *
+ *	start		see what has become of the workers that were started
+ *	reap		put back the tasks of workers that ended without an outcome
+ *	scan		compare what is remembered with the tables; at least every
+ *				tasksched.reconcile_interval
+ *	check		interrupt the actions of tasks that were cancelled; part of a
+ *				scan, if there is one
+ *	forward		after the clock was set back, make a batch of tasks due now
+ *	claim		claim due tasks for workers that wait, and start workers
+ *	purge		delete a batch of old finished tasks
+ *	report		publish the scheduler's state in shared memory
+ *
+ * Tasks are put back before any are claimed.  Their places are free then, and
+ * they can be claimed again in the same round.  After the round the scheduler
+ * sleeps until the earliest reason to wake up.  It holds no transaction while
+ * it sleeps, and an idle scheduler runs no query between two scans.
  */
 #include "postgres.h"
 
@@ -27,19 +46,23 @@
 #include "scheduler/scheduler.h"
 #include "store/store.h"
 
-/* After an error the round is tried again; so many errors in a row still lengthen the delay */
+/* How many errors in a row increase the delay before a round is retried */
 #define ERROR_RETRY_MAX 6
 
-/* After the second error in a row, and each one that follows, only settings and the launcher wake us within this time */
+/*
+ * After the second error in a row and each one that follows, commits do not
+ * wake the scheduler within this time.  A reload does, and so does the
+ * launcher if it needs the scheduler's place.
+ */
 #define ERROR_PAUSE_US USECS_PER_SEC
 
-static Oid	extension;			/* its OID when we started */
+static Oid	extension;			/* the extension's OID at our start */
 
 static TimestampTz next_scan = 0;
 static TimestampTz round_at = 0;	/* when the last round began */
 static TimestampTz latest = 0;	/* the latest time that the clock has shown */
 static TimestampTz last_busy;
-static bool look_only;			/* started just to have a look */
+static bool look_only;			/* exit at once if there is nothing to do */
 
 static void
 exit_cleanly(void)
@@ -49,8 +72,8 @@ exit_cleanly(void)
 }
 
 /*
- * The extension may be gone, or another one.  Then its workers have to go at
- * once, and so do we.
+ * See whether the extension is the one that we started with.  If it was
+ * dropped, or created anew, terminate its workers and exit.
  */
 static void
 check_extension(void)
@@ -73,13 +96,14 @@ check_extension(void)
 	exit_cleanly();
 }
 
+/* Are there due tasks that may be launched? */
 static bool
 is_launching(void)
 {
 	return tasksched_enabled && !tasksched_scan_found_paused() && tasksched_queues_due();
 }
 
-/* Is there more than idle workers? */
+/* Is there anything to do, or any worker that is not idle? */
 static bool
 is_busy(void)
 {
@@ -88,9 +112,9 @@ is_busy(void)
 }
 
 /*
- * Is there a due task that can't be launched now?  Nobody may tell when it can
- * be, so the scans have to find out.  If nothing is to be launched at all, whoever
- * changes that tells.
+ * Is there a due task that can't be launched now, and that only a scan can
+ * find to be launchable?  While the scheduler is paused or disabled, no scan
+ * is needed for that: resuming or enabling it wakes it.
  */
 static bool
 is_held(void)
@@ -98,6 +122,7 @@ is_held(void)
 	return tasksched_enabled && !tasksched_scan_found_paused() && tasksched_queues_held();
 }
 
+/* Publish the state of the scheduler */
 static void
 report(void)
 {
@@ -108,7 +133,7 @@ report(void)
 							  tasksched_last_scan(), is_busy(), is_held(), tasksched_count_locked(), tasksched_round.lack, owners);
 }
 
-/* One round */
+/* Do one round */
 static void
 scheduler_round(void)
 {
@@ -117,7 +142,7 @@ scheduler_round(void)
 	int			wake = tasksched_database_take_wake(&wake_run_at);
 	bool		afresh;
 
-	/* the clock may have gone back */
+	/* the clock may have been set back */
 	next_scan = Min(next_scan, TimestampTzPlusMilliseconds(now, tasksched_reconcile_interval));
 	last_busy = Min(last_busy, now);
 	if (now < round_at - SET_BACK_US)
@@ -135,7 +160,7 @@ scheduler_round(void)
 	tasksched_check_starting();
 	afresh = now >= next_scan || (wake & WAKE_SCAN);
 	if (afresh)
-		check_extension();		/* before all else: it may not be there any more */
+		check_extension();		/* first, since all else needs its tables */
 	afresh |= tasksched_reap(now, wake != 0);
 	tasksched_reap_suspects();
 	if (afresh)
@@ -154,13 +179,17 @@ scheduler_round(void)
 	report();
 }
 
-/* Exit if another database needs our place; busy: we shall get it back */
+/*
+ * Exit if another database needs our place.  If busy, leave a reason behind,
+ * so that the launcher starts a scheduler here again when it is this
+ * database's turn.
+ */
 static void
 check_yield(bool busy)
 {
 	if (!tasksched_database_must_yield())
 		return;
-	/* running tasks go on without us, but no worker waits for more */
+	/* running tasks go on without us, and idle workers exit */
 	tasksched_slots_quit(MyDatabaseId, false);
 	if (busy)
 		tasksched_database_put_wake(WAKE_SCAN, DT_NOEND);
@@ -168,9 +197,9 @@ check_yield(bool busy)
 }
 
 /*
- * Exit if there has been nothing to do for long enough, or another needs us.  Held
- * tasks keep us, but not from making room: whoever waits for a place has more
- * to do.
+ * Exit if there has been nothing to do for long enough, or if another database
+ * needs our place.  A scheduler with held tasks stays, but not if another
+ * database needs its place: that one has tasks that can be launched.
  */
 static void
 check_exit(void)
@@ -191,7 +220,7 @@ check_exit(void)
 		exit_cleanly();
 }
 
-/* When something has to be done next, if nobody wakes us before */
+/* When to begin the next round, unless a wake-up comes before */
 static TimestampTz
 next_reason(void)
 {
@@ -204,6 +233,7 @@ next_reason(void)
 	return Min(next, last_busy + tasksched_scheduler_idle_timeout * USECS_PER_SEC);
 }
 
+/* The handler of the timer in sleep_until() */
 static void
 wake_self(void)
 {
@@ -211,12 +241,15 @@ wake_self(void)
 }
 
 /*
- * Sleep until then, or until somebody sets the latch, but not before earliest.  A
- * round that has waited for a lock has reset the latch on its way, so look for
- * what it stood for.
+ * Sleep until a time, or until the latch is set.  Do not wake up before
+ * "earliest", unless there is a reload or the scheduler has to yield.
  *
- * The timeout of WaitLatch is kept in whole ms and stretched by up to 0.1 % by
- * the kernel, so an interval timer does the waking.
+ * A round that waits for a lock resets the latch.  So before we wait for the
+ * latch, we look for the reasons for which it may have been set.
+ *
+ * WaitLatch keeps its timeout in whole milliseconds, and the kernel may
+ * stretch it by 0.1 %.  That is not precise enough for a due time, so an
+ * interval timer sets the latch.
  */
 static void
 sleep_until(TimestampTz then, TimestampTz earliest, TimeoutId timer)
@@ -241,17 +274,17 @@ sleep_until(TimestampTz then, TimestampTz earliest, TimeoutId timer)
 	} while (paused_for_error);
 }
 
-/* Settings that our transactions and statements rely on */
+/* Set what our transactions and statements rely on */
 static void
 pin_settings(void)
 {
 	static const char *const pinned[][2] = {
 		{"plan_cache_mode", "force_generic_plan"},
-		{"enable_sort", "off"},	/* queues are read in the order of their index */
+		{"enable_sort", "off"}, /* queues are read in index order */
 		{"enable_bitmapscan", "off"},
 		{"enable_indexscan", "on"},
 		{"enable_indexonlyscan", "on"},
-		{"enable_tidscan", "on"},	/* claims go by place */
+		{"enable_tidscan", "on"},	/* tasks are claimed by ctid */
 	};
 
 	tasksched_pin_transactions();
@@ -259,7 +292,11 @@ pin_settings(void)
 		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-/* After a start of the server: hear of the transactions that were prepared before */
+/*
+ * Tell shared memory of the transactions that are prepared in this database,
+ * unless it knows them already.  After a start of the server it does not, and
+ * the end of these transactions would wake nothing.
+ */
 static void
 learn_prepared(void)
 {
@@ -287,8 +324,9 @@ initialize(void)
 	last_busy = GetCurrentTimestamp();
 
 	/*
-	 * The first round scans, which answers all reasons that came before.  One
-	 * that comes from here on may be CREATE EXTENSION.
+	 * Drop the reasons that have come up so far, since the first round scans.
+	 * Do so before we look for the extension: a reason that comes up later
+	 * may be CREATE EXTENSION, and must not get lost.
 	 */
 	(void) tasksched_database_take_wake(&ignored);
 	tasksched_begin();
@@ -305,8 +343,8 @@ initialize(void)
 }
 
 /*
- * Is the error what DROP EXTENSION under our feet looks like?  The next round
- * begins with a scan, which finds out.
+ * Could the error be due to a DROP EXTENSION during the round?  The next round
+ * scans, and finds out.
  */
 static bool
 looks_dropped(int sqlerrcode)
@@ -315,7 +353,10 @@ looks_dropped(int sqlerrcode)
 		sqlerrcode == ERRCODE_UNDEFINED_FUNCTION || sqlerrcode == ERRCODE_UNDEFINED_OBJECT;
 }
 
-/* An error ends the round, not the scheduler; errors counts those in a row */
+/*
+ * Clean up after an error, which ends the round but not the scheduler.  errors
+ * is the number of errors in a row.
+ */
 static void
 recover_from_error(int errors)
 {
@@ -331,7 +372,7 @@ recover_from_error(int errors)
 	FlushErrorState();
 	AbortCurrentTransaction();
 	tasksched_database_report_error(edata->message);
-	next_scan = 0;				/* whatever was noted may be lost */
+	next_scan = 0;				/* what the round had noted may be lost */
 	tasksched_round.retry_at = GetCurrentTimestamp() + tasksched_setback_delay(errors);
 	RESUME_INTERRUPTS();
 }
@@ -390,8 +431,8 @@ tasksched_scheduler_main(Datum arg)
 		MemoryContextReset(tasksched_round.cxt);
 		(void) pgstat_report_stat(true);
 		if (errors > 0)
-			check_yield(true);	/* the round did not come so far */
-		/* commits must not make an error that stays a hot loop */
+			check_yield(true);	/* the round did not reach check_exit() */
+		/* if the error persists, commits must not make this a hot loop */
 		sleep_until(then, errors > 1 ? GetCurrentTimestamp() + ERROR_PAUSE_US : 0, timer);
 	}
 }

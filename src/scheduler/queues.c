@@ -1,6 +1,26 @@
 /*
  * queues.c
- *	  The queues: what there is to claim, and when.
+ *	  The queues: where to look for due tasks, and when.
+ *
+ * A queue is the scheduled tasks of one priority, in the order of their due
+ * times.  For each queue the scheduler remembers its frontier: the place up to
+ * which everything has been claimed or passed by.  Looking for more starts
+ * there.  Each claim leaves a dead index entry behind, which stays while an
+ * old snapshot may need it.  A look from the start of the index would have to
+ * step over all of these.  The frontier only goes forward, unless the clock is
+ * set back.
+ *
+ * Tasks before the frontier may have to be looked at again.  A commit may have
+ * scheduled a task there, or released the lock of one that was passed by.
+ * Such a commit brings the due time along.  It may also be time to see whether
+ * a blocked task still is blocked.  A second cursor looks at these tasks.  It
+ * makes a pass, from the earliest of their places up to the frontier.  Tasks
+ * that are added behind the second cursor wait for the next pass.  If the pass
+ * under way went back for them, a session that kept changing old tasks could
+ * prevent it from ever ending.
+ *
+ * Each round has a limit for either cursor, so neither waits for the other:
+ * see claim.c.
  */
 #include "postgres.h"
 
@@ -15,9 +35,9 @@ Queue	   *tasksched_queues;
 int			tasksched_nqueues;
 static MemoryContext queue_cxt;
 
-/* When to look again at tasks that were passed by, and the first of their due times */
-static TimestampTz revisit_at = DT_NOEND;
-static TimestampTz revisit_from = DT_NOEND;
+/* When to retry the tasks of failing owners, and their earliest due time */
+static TimestampTz failing_retry_at = DT_NOEND;
+static TimestampTz failing_due_from = DT_NOEND;
 
 void
 tasksched_queues_init(void)
@@ -34,17 +54,23 @@ tasksched_compare_places(const QueuePlace *a, const QueuePlace *b)
 	return memcmp(&a->id, &b->id, sizeof(pg_uuid_t));
 }
 
-/* Look again at what was passed by from a due time on, unless the pass that is under way will come there */
+/*
+ * Ask for a pass that begins at this due time, unless the frontier or the pass
+ * under way has yet to get there.
+ */
 static void
-look_again(Queue *queue, TimestampTz run_at)
+ask_for_pass(Queue *queue, TimestampTz run_at)
 {
 	if (run_at > queue->frontier.run_at ||
-		(queue->revisiting && run_at > queue->revisit.run_at))
+		(queue->in_pass && run_at > queue->pass_place.run_at))
 		return;
-	queue->again = Min(queue->again, run_at);
+	queue->next_pass_from = Min(queue->next_pass_from, run_at);
 }
 
-/* Add the queue of a priority; old is where it would be among those there were */
+/*
+ * Add the queue of a priority, keeping what is known of it.  *old points into
+ * the old queues, and advances with the priorities.
+ */
 static void
 add_queue(int16 priority, const Queue **old, const Queue *old_end)
 {
@@ -58,15 +84,18 @@ add_queue(int16 priority, const Queue **old, const Queue *old_end)
 	{
 		queue->priority = priority;
 		queue->frontier.run_at = DT_NOBEGIN;
-		queue->again = DT_NOEND;
-		queue->soon = DT_NOEND;
+		queue->next_pass_from = DT_NOEND;
+		queue->soon_due = DT_NOEND;
 	}
-	queue->due = true;
-	queue->future = DT_NOBEGIN;
-	look_again(queue, DT_NOBEGIN);
+	queue->more_beyond = true;
+	queue->later_due = DT_NOBEGIN;
+	ask_for_pass(queue, DT_NOBEGIN);
 }
 
-/* These are the priorities, ascending; read their tasksched_queues from the start */
+/*
+ * Set the queues to those of the given priorities, which are in ascending
+ * order, and look through each from the start.
+ */
 void
 tasksched_queues_scan(const int16 *priorities, int n)
 {
@@ -80,7 +109,7 @@ tasksched_queues_scan(const int16 *priorities, int n)
 	for (int i = 0; i < n; i++)
 	{
 		if (priorities[i] > 0 && last < 0)
-			add_queue(0, &old, old_end);	/* the usual priority, for what comes */
+			add_queue(0, &old, old_end);	/* priority 0 always has one */
 		add_queue(priorities[i], &old, old_end);
 		last = priorities[i];
 	}
@@ -90,38 +119,46 @@ tasksched_queues_scan(const int16 *priorities, int n)
 		pfree(before);
 }
 
-/* Tasks have come that are due later; we have been told of the earliest one alone */
+/*
+ * Tasks that are due later were added, and only the earliest due time is
+ * known.  So look up the next due times in the table.
+ */
 void
 tasksched_queues_note_later(void)
 {
 	for (int i = 0; i < tasksched_nqueues; i++)
-		tasksched_queues[i].future = DT_NOBEGIN;
+		tasksched_queues[i].later_due = DT_NOBEGIN;
 }
 
-/* Is it time to look again at tasks that were passed by? */
+/*
+ * If it is time to retry the tasks of failing owners, ask for a pass over them
+ */
 void
 tasksched_queues_revisit(TimestampTz now, TimestampTz at_the_latest)
 {
-	/* the clock may have gone back */
-	if (revisit_at != DT_NOEND)
-		revisit_at = Min(revisit_at, at_the_latest);
-	if (now < revisit_at)
+	/* the clock may have been set back */
+	if (failing_retry_at != DT_NOEND)
+		failing_retry_at = Min(failing_retry_at, at_the_latest);
+	if (now < failing_retry_at)
 		return;
 	for (int i = 0; i < tasksched_nqueues; i++)
-		look_again(&tasksched_queues[i], revisit_from);
-	revisit_at = DT_NOEND;
-	revisit_from = DT_NOEND;
+		ask_for_pass(&tasksched_queues[i], failing_due_from);
+	failing_retry_at = DT_NOEND;
+	failing_due_from = DT_NOEND;
 }
 
-/* The workers of a task's owner fail: look again at the task then */
+/*
+ * A task with this due time was passed by, because its owner's workers fail.
+ * Retry it at the time "until".
+ */
 void
 tasksched_queues_note_failing(TimestampTz until, TimestampTz run_at)
 {
-	revisit_at = Min(revisit_at, until);
-	revisit_from = Min(revisit_from, run_at);
+	failing_retry_at = Min(failing_retry_at, until);
+	failing_due_from = Min(failing_due_from, run_at);
 }
 
-/* A task with this due time has come, or was locked when we passed by */
+/* A task with this due time was added, or was passed by while it was locked */
 void
 tasksched_queues_note_due(TimestampTz run_at, TimestampTz now)
 {
@@ -129,15 +166,18 @@ tasksched_queues_note_due(TimestampTz run_at, TimestampTz now)
 	{
 		Queue	   *queue = &tasksched_queues[i];
 
-		look_again(queue, run_at);
+		ask_for_pass(queue, run_at);
 		if (run_at <= now + LEAD_US)
-			queue->due = true;
+			queue->more_beyond = true;
 		else
-			queue->future = Min(queue->future, run_at);
+			queue->later_due = Min(queue->later_due, run_at);
 	}
 }
 
-/* The clock has gone back: what lies between now and the frontier is not due any more */
+/*
+ * If the clock was set back, move the frontier back too: the tasks between now
+ * and the frontier are no longer due.
+ */
 void
 tasksched_queue_see_time(Queue *queue, TimestampTz now)
 {
@@ -145,28 +185,34 @@ tasksched_queue_see_time(Queue *queue, TimestampTz now)
 		return;
 	memset(&queue->frontier, 0, sizeof(QueuePlace));
 	queue->frontier.run_at = now;
-	queue->revisiting = queue->revisiting && tasksched_compare_places(&queue->revisit, &queue->frontier) < 0;
-	queue->due = true;
-	queue->future = DT_NOBEGIN;
+	queue->in_pass = queue->in_pass && tasksched_compare_places(&queue->pass_place, &queue->frontier) < 0;
+	queue->more_beyond = true;
+	queue->later_due = DT_NOBEGIN;
 }
 
-/* There is no place for tasks of this queue now: their due times are no reason to wake up */
+/*
+ * No more tasks can be claimed in this round.  The due times of this queue are
+ * then no reason to wake up.
+ */
 void
 tasksched_queue_put_off(Queue *queue, TimestampTz now)
 {
-	queue->soon = DT_NOEND;
-	if (queue->future <= now + LEAD_US)
-		queue->future = DT_NOBEGIN;
+	queue->soon_due = DT_NOEND;
+	if (queue->later_due <= now + LEAD_US)
+		queue->later_due = DT_NOBEGIN;
 }
 
-/* Is there anything to look at now? */
+/* Is there anything to look at in this queue now? */
 bool
 tasksched_queue_has_more(const Queue *queue)
 {
-	return queue->due || queue->revisiting || queue->again != DT_NOEND;
+	return queue->more_beyond || queue->in_pass || queue->next_pass_from != DT_NOEND;
 }
 
-/* The earliest due time that is still to come; DT_NOEND if there is none */
+/*
+ * The earliest due time that is still to come.  DT_NOEND means that there is
+ * none, DT_NOBEGIN that it is not known.
+ */
 TimestampTz
 tasksched_queues_next_due(void)
 {
@@ -174,9 +220,9 @@ tasksched_queues_next_due(void)
 
 	for (int i = 0; i < tasksched_nqueues; i++)
 	{
-		next = Min(next, tasksched_queues[i].future);
+		next = Min(next, tasksched_queues[i].later_due);
 		if (tasksched_queue_has_more(&tasksched_queues[i]))
-			next = Min(next, tasksched_queues[i].soon);
+			next = Min(next, tasksched_queues[i].soon_due);
 	}
 	return next;
 }
@@ -192,7 +238,7 @@ tasksched_queues_due(void)
 	return false;
 }
 
-/* Is there a due task that was passed by, and that may be launched without anybody telling us? */
+/* Was a due task passed by that may become launchable without a wake-up? */
 bool
 tasksched_queues_held(void)
 {
@@ -204,32 +250,38 @@ tasksched_queues_held(void)
 	return false;
 }
 
-/* When there will be something to claim, or to start a worker for */
+/*
+ * When there will be a task to claim or to start a worker for.  DT_NOEND means
+ * never.
+ */
 TimestampTz
 tasksched_queues_next_reason(void)
 {
-	TimestampTz next = revisit_at;
+	TimestampTz next = failing_retry_at;
 
 	for (int i = 0; i < tasksched_nqueues; i++)
 	{
-		/* first to start a worker, then to claim */
-		if (!TIMESTAMP_NOT_FINITE(tasksched_queues[i].future))
-			next = Min(next, tasksched_queues[i].future - LEAD_US);
+		/*
+		 * a worker is started ahead of the due time, and claims are made at
+		 * it
+		 */
+		if (!TIMESTAMP_NOT_FINITE(tasksched_queues[i].later_due))
+			next = Min(next, tasksched_queues[i].later_due - LEAD_US);
 		if (tasksched_queue_has_more(&tasksched_queues[i]))
-			next = Min(next, tasksched_queues[i].soon);
+			next = Min(next, tasksched_queues[i].soon_due);
 	}
 	return next;
 }
 
-/* Begin a pass over what lies before the frontier */
+/* Begin the pass that was asked for */
 void
 tasksched_queue_begin_pass(Queue *queue)
 {
-	if (queue->again == DT_NOBEGIN)
-		queue->held = false;	/* it will see */
-	memset(&queue->revisit, 0, sizeof(QueuePlace));
-	queue->revisit.run_at = queue->again;
-	queue->again = DT_NOEND;
-	queue->revisiting = tasksched_compare_places(&queue->revisit, &queue->frontier) < 0;
-	queue->stuck = false;
+	if (queue->next_pass_from == DT_NOBEGIN)
+		queue->held = false;	/* the pass will find out anew */
+	memset(&queue->pass_place, 0, sizeof(QueuePlace));
+	queue->pass_place.run_at = queue->next_pass_from;
+	queue->next_pass_from = DT_NOEND;
+	queue->in_pass = tasksched_compare_places(&queue->pass_place, &queue->frontier) < 0;
+	queue->pass_waits = false;
 }

@@ -1,7 +1,7 @@
 /*
  * reap.c
- *	  Reap: put back the tasks of workers that ended without an outcome, and count
- *	  the crashes of those that crashed the server.
+ *	  Reap: put back the tasks of workers that ended without an outcome, and
+ *	  count crashes.
  */
 #include "postgres.h"
 
@@ -12,8 +12,11 @@
 #include "scheduler/internal.h"
 
 /*
- * Put back the tasks of workers that ended without an outcome; returns whether
- * a scan has to see what has become of one.
+ * Put back the tasks of workers that ended without an outcome.  Returns
+ * whether a scan is needed, because such a launch no longer holds its task.
+ *
+ * If the row of a task that crashed is locked, its slot stays as it is, so
+ * that the crash is counted even if this process ends before.
  */
 bool
 tasksched_reap(TimestampTz now, bool woken)
@@ -34,15 +37,16 @@ tasksched_reap(TimestampTz now, bool woken)
 			ereport(LOG,
 					(errmsg("tasksched task %s (action \"%s\") ended its worker process",
 							tasksched_uuid_out(&slot->task.id), slot->action)));
+		/* the worker may have died between its next claim and telling of it */
 		if (done == PUT_BACK_NOT_HELD)
-			unclear = true;		/* perhaps the next stage was claimed already */
+			unclear = true;
 		tasksched_slot_reaped(i, slot->generation);
 		slot->state = SLOT_FREE;
 	}
 	return unclear;
 }
 
-/* Count the crashes of those who crashed the server */
+/* Count the crashes of the launches that crashed the server */
 void
 tasksched_reap_suspects(void)
 {

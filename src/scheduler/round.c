@@ -1,7 +1,6 @@
 /*
  * round.c
- *	  One round of the loop: the slots as they are, when to try again, and tasks
- *	  that are put back.
+ *	  The state of one round of the loop, and putting tasks back.
  */
 #include "postgres.h"
 
@@ -15,13 +14,13 @@
 #include "scheduler/internal.h"
 #include "store/store.h"
 
-/* When to try again to put back a task whose row is locked, if nobody wakes us ... */
+/* How often to retry putting back a task whose row is locked */
 #define LOCKED_RETRY_US USECS_PER_SEC
 
-/* ... and if somebody does, since the row may have been let go */
+/* The same if a wake-up has come, since the row may have been unlocked */
 #define LOCKED_WOKEN_US INT64CONST(100000)
 
-/* A task that could not be put back, since somebody holds its row */
+/* A task that could not be put back, because its row was locked */
 typedef struct LockedTask
 {
 	TaskRef		task;
@@ -30,7 +29,7 @@ typedef struct LockedTask
 
 Round		tasksched_round;
 
-static LockedTask *locked;		/* no more than max_running_tasks: they count among those */
+static LockedTask *locked;		/* each counts as a running task */
 static int	nlocked = 0;
 static int	max_locked = 0;
 static TimestampTz locked_tried_at = 0;
@@ -42,7 +41,7 @@ tasksched_round_init(void)
 	tasksched_round.cxt = AllocSetContextCreate(TopMemoryContext, "tasksched round", ALLOCSET_DEFAULT_SIZES);
 }
 
-/* Begin a round: see the slots as they are now */
+/* Begin a round with a copy of the slots as they are now */
 void
 tasksched_round_begin(void)
 {
@@ -63,7 +62,7 @@ tasksched_count_slots(SlotState state)
 	return n;
 }
 
-/* The tasks that are active, as far as we know: they have a slot, or are to be put back */
+/* Count the active tasks that we know of: in a slot, or to be put back */
 int
 tasksched_count_active(void)
 {
@@ -71,19 +70,21 @@ tasksched_count_active(void)
 		tasksched_count_slots(SLOT_DEAD) + nlocked;
 }
 
-/* Those to be put back whose rows are locked */
+/* Count the tasks without a slot that are to be put back */
 int
 tasksched_count_locked(void)
 {
 	return nlocked;
 }
 
+/* Have the next round begin at this time or earlier */
 void
 tasksched_retry_by(TimestampTz at)
 {
 	tasksched_round.retry_at = Min(tasksched_round.retry_at, at);
 }
 
+/* Is this launch already among those to be put back? */
 bool
 tasksched_is_remembered(const TaskRef *task)
 {
@@ -113,10 +114,12 @@ remember_locked(const TaskRef *task, SlotEnd end)
 }
 
 /*
- * Put a task back; a transaction of its own.  If somebody holds its row, it is
- * remembered, and tried again later: it needs no slot for that, of which there
- * would be none left for others.  A crash is not remembered here, since its count
- * would be lost if this process ended.
+ * Put a task back, in a transaction of its own.
+ *
+ * If its row is locked, the task is remembered here and retried later.  It
+ * does not keep its slot meanwhile, or a session could take all slots by
+ * locking the rows of ended tasks.  A task that crashed is not remembered
+ * here: the crash would not be counted if this process ended.
  */
 PutBack
 tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
@@ -124,7 +127,7 @@ tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	PutBack		done;
 
 	tasksched_begin();
-	/* a lost count would let a task crash the server for ever */
+	/* if the count could be lost, a task could crash the server endlessly */
 	if (end == END_CRASHED)
 		ForceSyncCommit();
 	done = tasksched_store_put_back(task, end, server_crashed);
@@ -139,7 +142,10 @@ tasksched_put_back(const TaskRef *task, SlotEnd end, bool server_crashed)
 	return done;
 }
 
-/* Try again what could not be put back; returns what tasksched_reap() does */
+/*
+ * Retry the tasks that could not be put back.  Returns the same as
+ * tasksched_reap().
+ */
 bool
 tasksched_put_back_locked(TimestampTz now, bool woken)
 {
@@ -147,7 +153,8 @@ tasksched_put_back_locked(TimestampTz now, bool woken)
 
 	if (nlocked == 0)
 		return false;
-	locked_tried_at = Min(locked_tried_at, now);	/* the clock may have gone back */
+	locked_tried_at = Min(locked_tried_at, now);	/* the clock may have gone
+													 * back */
 	locked_retry_at = Min(locked_retry_at, locked_tried_at + (woken ? LOCKED_WOKEN_US : LOCKED_RETRY_US));
 	if (now < locked_retry_at)
 	{

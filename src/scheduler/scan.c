@@ -1,7 +1,12 @@
 /*
  * scan.c
- *	  Scan: read everything afresh, now and then, and what goes on in batches
- *	  from there.
+ *	  Scan: compare what the scheduler remembers with the tables.
+ *
+ * The tables are the only truth.  A scan finds what no wake-up has told of,
+ * such as tasks that are active after a restart of the server and have no
+ * worker.  It also begins two jobs that go on in batches, one in each round:
+ * purging old finished tasks, and bringing due times forward after the clock
+ * was set back.
  */
 #include "postgres.h"
 
@@ -18,7 +23,7 @@
 #define PURGE_ROWS 1000
 #define BRING_FORWARD_ROWS 1000
 
-/* A task that was reported as stuck */
+/* A task that has been reported as stuck */
 typedef struct StuckNote
 {
 	pg_uuid_t	id;				/* hash key */
@@ -27,9 +32,9 @@ typedef struct StuckNote
 
 static HTAB *stuck;
 static TimestampTz last_scan = 0;
-static bool paused;
+static bool paused;				/* what the last scan read */
 static bool purging;
-static TimestampTz purge_from;	/* what finished before has been purged */
+static TimestampTz purge_from;	/* where the next batch begins */
 static bool bringing_forward;
 
 void
@@ -54,7 +59,11 @@ is_suspect(const Suspect *suspects, int n, const pg_uuid_t *id)
 	return false;
 }
 
-/* Put back what is active but runs nowhere, unless more is known of its end */
+/*
+ * Put back the tasks that are active and have no worker.  Leave those whose
+ * end is known: a slot, a suspect or a remembered task says more than the
+ * table.
+ */
 static void
 resume_orphans(void)
 {
@@ -81,8 +90,8 @@ resume_orphans(void)
 }
 
 /*
- * Delete old finished tasks, a batch in each round until there are no more.  Each
- * begins where the last one ended: the index may still have all that was deleted.
+ * Delete a batch of old finished tasks.  It begins where the last batch ended,
+ * because the index may still have entries of all that was deleted.
  */
 static void
 purge(void)
@@ -95,9 +104,9 @@ purge(void)
 }
 
 /*
- * The clock was set back, so what was scheduled for now or had to wait has a due
- * time to come.  A batch in each round, again with each scan until the clock
- * shows its latest time again.
+ * After the clock was set back, tasks that were due when they were last
+ * written have due times in the future.  Make a batch of them due now.  Each
+ * scan repeats this until the clock has passed its latest time.
  */
 static void
 bring_forward(TimestampTz now)
@@ -114,7 +123,7 @@ bring_forward(TimestampTz now)
 		tasksched_queues_note_due(now, now);
 }
 
-/* Warn of tasks that are active without an update, once a day for each */
+/* Warn of active tasks that have seen no update, once a day for each */
 static void
 warn_of_stuck(void)
 {
@@ -151,7 +160,7 @@ warn_of_stuck(void)
 	}
 }
 
-/* Read everything afresh.  set_back: the clock shows less than it did */
+/* Scan.  set_back is whether the clock is behind its latest time. */
 void
 tasksched_scan(bool set_back)
 {
@@ -177,21 +186,21 @@ tasksched_scan(bool set_back)
 	bringing_forward = set_back;
 }
 
-/* When the last scan was; 0 = none yet */
+/* When the last scan was made; 0 if there was none */
 TimestampTz
 tasksched_last_scan(void)
 {
 	return last_scan;
 }
 
-/* Has the last scan found the scheduler paused? */
+/* Did the last scan find the scheduler paused? */
 bool
 tasksched_scan_found_paused(void)
 {
 	return paused;
 }
 
-/* Is there a batch left of what a scan has begun? */
+/* Are there batches left of what a scan has begun? */
 bool
 tasksched_has_batches(void)
 {

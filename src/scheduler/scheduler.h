@@ -10,11 +10,11 @@
  * ----------
  */
 
-/* What the launcher tells a scheduler it starts (bgw_extra) */
+/* Arguments that the launcher passes to a scheduler, in bgw_extra */
 typedef struct SchedulerArgs
 {
 	Oid			dboid;
-	bool		look_only;		/* started just to have a look */
+	bool		look_only;		/* exit at once if there is nothing to do */
 } SchedulerArgs;
 
 extern PGDLLEXPORT void tasksched_scheduler_main(Datum arg);

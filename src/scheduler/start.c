@@ -1,10 +1,12 @@
 /*
  * start.c
- *	  The scheduler: starting workers, and what becomes of them on their way.
+ *	  Starting workers, and watching them start.
  *
- * That no worker can be had for lack of slots or processes is nobody's doing, and
- * is tried again soon.  If the workers of an owner fail before they are ready,
- * others of that owner wait longer and longer.
+ * A worker may not start because the server has no free slot or can't create a
+ * process.  No owner is to blame for that, so the start is retried soon.  If a
+ * worker ends before it is ready, its owner is to blame.  The next worker of
+ * this owner is delayed, by 1 s, and by more after each failure in a row, up
+ * to 1 min.
  */
 #include "postgres.h"
 
@@ -30,16 +32,16 @@
 /* How often to try again while the server can't start a process */
 #define PROCESS_RETRY_US USECS_PER_SEC
 
-/* A slot that an earlier scheduler reserved, and whose worker has not come */
+/* How long an earlier scheduler's reservation is kept for its worker */
 #define START_TIMEOUT_US (60 * USECS_PER_SEC)
 
-/* An owner whose workers failed is remembered for so long after it might be tried again */
+/* How long a failing owner is remembered after its delay has passed */
 #define FAILING_KEPT_US USECS_PER_HOUR
 
-/* The worker that this scheduler has started for a slot */
+/* The last worker that this scheduler has started for a slot */
 typedef struct StartNote
 {
-	BackgroundWorkerHandle *handle; /* until it is ready, or has failed */
+	BackgroundWorkerHandle *handle; /* until the worker is ready or has failed */
 	uint32		generation;		/* of our last reservation */
 } StartNote;
 
@@ -51,10 +53,10 @@ typedef struct FailingOwner
 	TimestampTz not_before;
 } FailingOwner;
 
-static StartNote *notes;		/* for each slot */
+static StartNote *notes;		/* one for each slot */
 static HTAB *failing;
-static bool no_process;			/* the server could not start the last worker ... */
-static TimestampTz process_retry_at;	/* ... and this is when to try again */
+static bool no_process;			/* the server could not start the last worker */
+static TimestampTz process_retry_at;	/* if so, when to retry */
 
 void
 tasksched_start_init(void)
@@ -79,14 +81,14 @@ find_failing(Oid owner)
 	return hash_search(failing, &owner, HASH_FIND, NULL);
 }
 
-/* Is it too early to try again? */
+/* Is the owner's delay still running? */
 static bool
 must_wait(const FailingOwner *entry, TimestampTz now)
 {
 	return tasksched_is_ahead(entry->not_before, now, tasksched_setback_delay(entry->failures));
 }
 
-/* A worker of this owner is there, or has ended before it was */
+/* A worker of this owner is ready, or has ended before it was */
 static void
 note_start(Oid owner, bool success)
 {
@@ -103,12 +105,15 @@ note_start(Oid owner, bool success)
 	if (!found)
 		entry->failures = 0;
 	else if (must_wait(entry, now))
-		return;					/* several were started at once: they failed once */
+		return;					/* they were started together: one failure */
 	entry->failures++;
 	entry->not_before = now + tasksched_setback_delay(entry->failures);
 }
 
-/* Is it too early to try this owner again? */
+/*
+ * Is it too early to start another worker of this owner?  If so, *until is the
+ * end of the delay.
+ */
 bool
 tasksched_owner_must_wait(Oid owner, TimestampTz now, TimestampTz *until)
 {
@@ -120,7 +125,7 @@ tasksched_owner_must_wait(Oid owner, TimestampTz now, TimestampTz *until)
 	return true;
 }
 
-/* Some of them, up to max */
+/* Store some of the failing owners, up to max */
 void
 tasksched_failing_owners(Oid *owners, int max)
 {
@@ -136,7 +141,10 @@ tasksched_failing_owners(Oid *owners, int max)
 	}
 }
 
-/* Forget the owners that have not been tried again for long: they have no tasks */
+/*
+ * Forget the owners for which no worker has been started for long.  They have
+ * no due tasks.
+ */
 void
 tasksched_forget_failing(TimestampTz now)
 {
@@ -163,7 +171,7 @@ forget_handle(StartNote *note)
 	note->handle = NULL;
 }
 
-/* Tell an idle worker of another owner to make room */
+/* Ask an idle worker of another owner to exit, to make room */
 static void
 dismiss_idle_worker(Oid owner)
 {
@@ -180,7 +188,9 @@ dismiss_idle_worker(Oid owner)
 	}
 }
 
-/* The server could not start a process for a worker: that is not its owner's doing */
+/*
+ * The server could not start a process.  The worker's owner is not to blame.
+ */
 static void
 note_no_process(Oid owner)
 {
@@ -201,7 +211,7 @@ tasksched_check_starting(void)
 		TaskSlot   *slot = &tasksched_round.slots[i];
 		StartNote  *note = &notes[i];
 		bool		starting = slot->state == SLOT_STARTING &&
-			(note->handle == NULL || slot->generation == note->generation);
+		(note->handle == NULL || slot->generation == note->generation);
 		pid_t		pid;
 
 		if (note->handle != NULL && !starting)
@@ -220,7 +230,7 @@ tasksched_check_starting(void)
 			if (GetBackgroundWorkerPid(note->handle, &pid) != BGWH_STOPPED)
 				continue;
 			if (!tasksched_slot_release(i, note->generation))
-				continue;		/* it has come and gone since we looked */
+				continue;		/* the worker came after all, and has ended */
 			note_no_process(slot->owner);
 			forget_handle(note);
 			slot->state = SLOT_FREE;
@@ -229,14 +239,19 @@ tasksched_check_starting(void)
 				 (slot->generation == note->generation ||
 				  !tasksched_is_ahead(slot->since + START_TIMEOUT_US, now, START_TIMEOUT_US)))
 		{
-			/* an error kept us from registering it; or it was an earlier scheduler's */
+			/*
+			 * An error kept us from registering the worker, or the slot was
+			 * reserved by an earlier scheduler.
+			 */
 			(void) tasksched_slot_release(i, slot->generation);
 			slot->state = SLOT_FREE;
 		}
 	}
 }
 
-/* No background worker could be registered: that is normal, and temporary */
+/*
+ * No slot is free, of ours or of the server's.  That is normal and temporary.
+ */
 static void
 note_no_slot(Oid owner)
 {
@@ -246,7 +261,7 @@ note_no_slot(Oid owner)
 	tasksched_shortage_begin();
 }
 
-/* Read what a worker has to know of its owner; false if the role is gone */
+/* Read whether an owner is a superuser; false if the role does not exist */
 static bool
 owner_is_superuser(Oid owner, bool *superuser)
 {
@@ -259,7 +274,7 @@ owner_is_superuser(Oid owner, bool *superuser)
 	return true;
 }
 
-/* Start a worker; in a transaction; false if none can be started now */
+/* Start a worker, within a transaction; false if none can be started now */
 static bool
 start_worker(Oid owner)
 {
@@ -272,7 +287,11 @@ start_worker(Oid owner)
 
 	if (!owner_is_superuser(owner, &args.superuser))
 		return true;
-	/* a change after this, even before the worker has connected, makes it outdated */
+
+	/*
+	 * any change after this makes the worker outdated, even before it
+	 * connects
+	 */
 	args.settings = tasksched_settings_fingerprint(owner);
 	args.slot = tasksched_slot_reserve(owner, &args.generation);
 	if (args.slot < 0)
@@ -303,7 +322,7 @@ start_worker(Oid owner)
 	return true;
 }
 
-/* The workers of an owner that are on their way */
+/* Count the workers of an owner that are starting */
 static int
 count_starting(Oid owner)
 {
@@ -314,11 +333,11 @@ count_starting(Oid owner)
 	return n;
 }
 
-/* Start the workers that are wanted, as far as the limit allows */
+/* Start the workers that are needed, as far as max_running_tasks allows */
 void
 tasksched_start_workers(const Demand *demands, int n)
 {
-	/* dead ones too, or one database could have all slots */
+	/* slots of dead workers count too, or one database could take all slots */
 	int			taken = tasksched_round.nslots - tasksched_count_slots(SLOT_FREE);
 
 	if (no_process && n > 0)
@@ -333,7 +352,8 @@ tasksched_start_workers(const Demand *demands, int n)
 	for (int i = 0; i < n; i++)
 	{
 		const Demand *demand = &demands[i];
-		/* if the last one has failed, one will do to find out */
+
+		/* if the last worker failed, start one to see whether it does too */
 		int			missing = find_failing(demand->owner) ? 1 : demand->wanted;
 
 		missing -= count_starting(demand->owner);
@@ -349,11 +369,10 @@ tasksched_start_workers(const Demand *demands, int n)
 			taken++;
 			if (no_process)
 			{
-				/* one will do to find out */
+				/* one is enough to see whether the server can start it */
 				process_retry_at = GetCurrentTimestamp() + PROCESS_RETRY_US;
 				return;
 			}
 		}
 	}
 }
-
