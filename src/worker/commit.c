@@ -2,15 +2,16 @@
  * commit.c
  *	  Storing the outcome of a launch in the action's own transaction.
  *
- * The outcome is written at the very end: in a callback right before the commit,
- * after deferred triggers and whatever else of the user's might fail.  That
- * write is conditional on the fence (id, launch) and status active; if the task
- * was cancelled, deleted or superseded, it raises an error, which takes all
- * effects of the action with it.  A procedure that commits on its way passes the
- * same callback each time.
+ * The outcome is written in a callback right before the commit, after deferred
+ * triggers and any other user code that may fail.  The write is conditional on
+ * the fence (id, launch) and status active.  If the task was cancelled,
+ * deleted or superseded, it raises an error, and the effects of the action are
+ * rolled back with it.  Each COMMIT in a procedure calls the same callback,
+ * which then stores what has been staged so far, under the same condition.
  *
- * What commits elsewhere at the same time, such as postgres_fdw on a foreign
- * server, does so in callbacks of its own, so ours has to be the first of them.
+ * Other libraries commit elsewhere in callbacks of their own: postgres_fdw,
+ * for example, commits on the foreign server.  Our callback has to be called
+ * before all of these, since it may raise an error.
  */
 #include "postgres.h"
 
@@ -38,8 +39,10 @@ static ExecutorEnd_hook_type prev_executor_end_hook = NULL;
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 
 /*
- * May a stage go on at once in this worker?  Ask what the scheduler asks before a
- * claim.  It is the scheduler, too, who sees to a lower limit: that comes by a reload.
+ * May the task's next launch follow at once in this worker?  The conditions
+ * are those under which the scheduler claims a task.  After a reload the
+ * answer is no, since max_running_tasks may be lower now, and the scheduler
+ * sees to that.
  */
 static bool
 may_proceed(void)
@@ -50,14 +53,17 @@ may_proceed(void)
 		tasksched_database_is_paused())
 		return false;
 
-	/* the snapshot of the action may be an old one: leave it to prepare_launch() then */
+	/*
+	 * the action's snapshot may be too old to tell; prepare_launch() checks
+	 * as well
+	 */
 	if (IsolationUsesXactSnapshot())
 		return true;
 	AcceptInvalidationMessages();
 	return tasksched_task_blocked(tasksched_launch.row.action, tasksched_session_owner(), false, &action) == NULL;
 }
 
-/* What the launch comes to, from what the action returned and what it staged */
+/* Determine the outcome from what the action returned and what it staged */
 static void
 decide_outcome(void)
 {
@@ -73,14 +79,20 @@ decide_outcome(void)
 		tasksched_launch.outcome.status = STATUS_SCHEDULED;
 	if (staged->dirty && tasksched_launch.outcome.result == NULL)
 		tasksched_launch.outcome.result = staged->result;
-	/* also one that is stored: what complete does not repeat is an earlier stage's */
+
+	/*
+	 * Include an error that a checkpoint has stored.  When a task becomes
+	 * complete, an error that is not given again is cleared as that of an
+	 * earlier stage.
+	 */
 	if (tasksched_launch.outcome.error == NULL)
 		tasksched_launch.outcome.error = staged->error;
 }
 
 /*
- * Let our statements wait for locks as long as it takes, whatever the action has
- * set.  Returns the nest level to leave.
+ * Disable the timeouts that the action may have set and that could end our
+ * statements while they wait for a lock.  Returns the GUC nest level to pass
+ * to AtEOXact_GUC().
  */
 int
 tasksched_lift_lock_timeout(void)
@@ -97,8 +109,8 @@ tasksched_lift_lock_timeout(void)
 }
 
 /*
- * Store the outcome, or at a COMMIT inside a procedure what it staged so far;
- * false if the launch no longer holds the task.
+ * Store the outcome, or at a COMMIT in a procedure what it has staged so far.
+ * Returns false if the launch no longer holds the task.
  */
 static bool
 store_in_action(void)
@@ -111,7 +123,7 @@ store_in_action(void)
 
 	old = MemoryContextSwitchTo(CurTransactionContext);
 	HOLD_CANCEL_INTERRUPTS();
-	XactReadOnly = false;		/* the role's setting is not meant for us */
+	XactReadOnly = false;		/* a read-only setting is not for us */
 	nest_level = tasksched_lift_lock_timeout();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	TASKSCHED_FAULT_POINT("action returned");
@@ -142,8 +154,9 @@ store_in_action(void)
 }
 
 /*
- * Keep the error that our own statements have raised.  A procedure may catch it in
- * its COMMIT and raise another one later, which is not ours.
+ * Keep a copy of the error that our own statements have raised.  A procedure
+ * may catch it at its COMMIT and raise another error later, which must not be
+ * taken for ours.
  */
 static void
 keep_own_error(void)
@@ -154,7 +167,7 @@ keep_own_error(void)
 	MemoryContextSwitchTo(old);
 }
 
-/* Right before a commit of the action's */
+/* Called right before each commit of the action */
 static void
 store_at_commit(void)
 {
@@ -193,9 +206,9 @@ xact_callback(XactEvent event, void *arg)
 	if (proc_exit_inprogress)
 	{
 		/*
-		 * The action has come to an end without an outcome.  The server commits once
-		 * more, to drop temporary tables: that is no commit of the action's, and no
-		 * reason to wait for a standby.
+		 * The process exits, perhaps from within the action.  The server
+		 * commits once more, to drop temporary tables.  That is no commit of
+		 * the action's, and it need not wait for a standby.
 		 */
 		synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 		return;
@@ -223,25 +236,29 @@ xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * The net: a callback that runs statements, and has come before ours since it was
- * registered by something else than a statement, has had ours move out of
- * its turn.  This one is registered once, before any of an action's, so it comes
- * after them.
+ * Do the work of xact_callback() if that is not called at a commit.
+ *
+ * A library may register a callback otherwise than in a statement.  It is then
+ * called before ours.  If it runs a statement, tasksched_be_first_at_commit()
+ * moves ours to the head of the list, which has been passed by, so ours is not
+ * called.  This callback is registered once, before any that an action can
+ * bring.  So it is called after all of these.
  */
 static void
-late_xact_callback(XactEvent event, void *arg)
+fallback_xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_PRE_COMMIT && !tasksched_launch.committing)
 		xact_callback(event, arg);
 }
 
 /*
- * Have our callback be the first at the next commit.  They are called in the
- * reverse order of their registration, and postgres_fdw, for one, registers its own
- * when the action first makes it connect.
+ * Make our callback the first to be called at the next commit, by registering
+ * it anew.  Callbacks are called in the reverse order of their registration,
+ * and postgres_fdw, for example, registers its own when an action first makes
+ * it connect.
  *
- * While they are being called, the list must not change; our own statements come
- * by here then.
+ * The list must not change while the callbacks are called.  Our own statements
+ * get here at that time.
  */
 void
 tasksched_be_first_at_commit(void)
@@ -277,13 +294,14 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 }
 
 /*
- * Actions use the executor or a utility command for whatever may end in a commit
- * elsewhere, their deferred triggers included.
+ * Whatever an action does that leads to a commit elsewhere, it does in a query
+ * or a utility command.  This also holds for deferred triggers.  So it is
+ * enough to hook the end of these two.
  */
 void
 tasksched_commit_init(void)
 {
-	RegisterXactCallback(late_xact_callback, NULL);
+	RegisterXactCallback(fallback_xact_callback, NULL);
 	RegisterXactCallback(xact_callback, NULL);
 	prev_executor_end_hook = ExecutorEnd_hook;
 	ExecutorEnd_hook = executor_end;

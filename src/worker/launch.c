@@ -2,12 +2,14 @@
  * launch.c
  *	  One launch of a task.
  *
- * A launch takes two transactions.  The first reads the row; so a running
- * action holds no lock on our tables.  The second is the action's own, and the
- * outcome is written in it: see commit.c.
+ * A launch takes two transactions.  The first one reads the row and ends
+ * before the action begins, so that a running action holds no lock on our
+ * tables.  The second one is the action's own, and the outcome is written in
+ * it: see commit.c.
  *
- * A cancel interrupt is meant for an action, so it is held back all the time but
- * while one runs, and what came too late for its launch is dropped.
+ * A cancel interrupt is meant for an action.  So such interrupts are held
+ * except while an action runs, and one that comes too late for its launch is
+ * dropped.
  */
 #include "postgres.h"
 
@@ -31,15 +33,18 @@
 #include "worker/worker.h"
 
 /*
- * Is the function still what the scheduler has found?  That was a moment ago.  A
- * stage that goes on at once has not been looked at by the scheduler.
+ * Return the reason why the action can't be called now, or NULL if it can.
+ *
+ * If the scheduler has handed over the launch, it has made all checks a moment
+ * ago, so only the function is checked again.  It has not checked a launch
+ * that follows at once on the one before.
  */
 static char *
-recheck_action(Action *action, bool found_now)
+recheck_action(Action *action, bool from_scheduler)
 {
 	Oid			owner = action->function_owner;
 
-	if (!found_now)
+	if (!from_scheduler)
 		return tasksched_task_blocked(tasksched_launch.row.action, tasksched_session_owner(), false, action);
 	if (tasksched_action_unfit(action->function, action) == UNFIT_NOT &&
 		action->function_owner == owner)
@@ -48,18 +53,19 @@ recheck_action(Action *action, bool found_now)
 }
 
 /*
- * Read the task and check its action; false if there is nothing to run.  If the
- * launch can't begin, the process ends and the scheduler undoes the claim.
+ * Read the task and check its action; false if the launch no longer holds the
+ * task.  If the launch can't begin for another reason, the process exits, and
+ * the scheduler undoes the claim.
  */
 static bool
-prepare_launch(Action *action, bool found_now)
+prepare_launch(Action *action, bool from_scheduler)
 {
 	char	   *blocked = NULL;
 	bool		stale;
 	bool		found = false;
 	MemoryContext old;
 
-	CHECK_FOR_INTERRUPTS();		/* whoever has to leave does so before the launch begins */
+	CHECK_FOR_INTERRUPTS();		/* if we must exit, do so before it begins */
 	tasksched_begin();
 	stale = tasksched_session_is_stale();
 	if (!stale)
@@ -67,7 +73,7 @@ prepare_launch(Action *action, bool found_now)
 		old = MemoryContextSwitchTo(tasksched_launch_cxt);
 		found = tasksched_row_read(&tasksched_launch.ref, &tasksched_launch.row);
 		if (found)
-			blocked = recheck_action(action, found_now);
+			blocked = recheck_action(action, from_scheduler);
 		MemoryContextSwitchTo(old);
 	}
 	tasksched_commit();
@@ -85,9 +91,9 @@ prepare_launch(Action *action, bool found_now)
 }
 
 /*
- * The function was dropped before it could be called.  Nothing has happened, so
- * let the claim be undone: the scheduler finds the function that is there now, or
- * says why there is none.
+ * The function was dropped before it could be called.  The launch has had no
+ * effect, so exit in a way that makes the scheduler undo the claim.  It then
+ * finds the function that exists now, or the reason why there is none.
  */
 static void
 leave_without_function(void)
@@ -100,7 +106,7 @@ leave_without_function(void)
 	proc_exit(0);
 }
 
-/* Call the action and commit, with the outcome */
+/* Call the action, and commit its effects together with the outcome */
 static void
 run_action(const Action *action)
 {
@@ -127,7 +133,7 @@ run_action(const Action *action)
  * ----------
  */
 
-/* Hold what an error has let go */
+/* Hold interrupts again, since raising an error has reset both counters */
 static void
 hold_interrupts_again(void)
 {
@@ -135,7 +141,10 @@ hold_interrupts_again(void)
 	HOLD_CANCEL_INTERRUPTS();
 }
 
-/* Log the error; if it is too long for that, this is the error from here on */
+/*
+ * Log the error.  If it is too long to be logged, the resulting error takes
+ * its place.
+ */
 static void
 report_error(void)
 {
@@ -152,8 +161,8 @@ report_error(void)
 }
 
 /*
- * Copy the error.  NULL if there is no memory for that; then the lack of memory
- * is the error from here on.
+ * Copy the error.  Returns NULL if there is no memory for that; then the lack of
+ * memory becomes the error.
  */
 static ErrorData *
 copy_error(void)
@@ -175,9 +184,9 @@ copy_error(void)
 }
 
 /*
- * Clean up after an error, as PostgresMain() does.  The error is copied before
- * the abort: one that SPI_commit() or PL/pgSQL has thrown again points into
- * memory that the abort frees.
+ * Clean up after an error, as PostgresMain() does, and return the error.  It
+ * is copied before the abort.  An error that SPI_commit() or PL/pgSQL has thrown
+ * again points into memory that the abort frees.
  */
 static ErrorData *
 recover_from_error(void)
@@ -201,11 +210,11 @@ recover_from_error(void)
 	return edata;
 }
 
-/* The attempt has failed: store that in a transaction of its own */
+/* Store in a transaction of its own that the attempt has failed */
 static void
 store_failure(ErrorData *edata)
 {
-	/* an error from here on is ours, and ends the process */
+	/* from here on an error is not the action's, and ends the process */
 	tasksched_slot_end(END_BOOKKEEPING);
 	TASKSCHED_FAULT_POINT("action failed");
 	tasksched_begin();
@@ -220,8 +229,9 @@ store_failure(ErrorData *edata)
 }
 
 /*
- * Is it the error that was kept?  Languages other than PL/pgSQL may raise it again
- * with more words around it, and with another SQLSTATE.
+ * Is it the error that was kept?  Languages other than PL/pgSQL may raise it
+ * again with a longer message and another SQLSTATE, so look for the message
+ * in it.
  */
 static bool
 is_same_error(const ErrorData *edata, const ErrorData *kept)
@@ -241,9 +251,13 @@ is_own_error(const ErrorData *edata)
 }
 
 /*
- * An error in our own statements does not fail the task, unless it is a conflict
- * between transactions, which may be the action's.  It is not while we take the locks
- * on our tables, wherever that is: a deadlock is with somebody who wants these.
+ * Was the outcome lost by an error in our own statements?  Then the task has
+ * not failed, and is launched again.
+ *
+ * A conflict between transactions is an exception.  It may be due to the
+ * isolation level or the row locks of the action, so it fails the task.  But a
+ * deadlock while we lock our tables is with a command that locks these tables,
+ * and not the action's fault.
  */
 static bool
 outcome_was_lost(const ErrorData *edata)
@@ -258,9 +272,9 @@ outcome_was_lost(const ErrorData *edata)
 }
 
 /*
- * Was it the function's absence that raised the error?  If it was dropped later on,
- * while it ran, and raised such an error itself, that makes no difference: all that
- * it did is rolled back.
+ * Was the error raised because the function does not exist any more?  It may
+ * also have been dropped while it ran, and have raised such an error itself.
+ * That makes no difference, since its effects are rolled back.
  */
 static bool
 function_was_gone(const ErrorData *edata)
@@ -271,7 +285,7 @@ function_was_gone(const ErrorData *edata)
 		(edata->sqlerrcode != ERRCODE_INTERNAL_ERROR &&
 		 edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION))
 		return false;
-	/* an error from here on is ours */
+	/* from here on an error is not the action's */
 	tasksched_slot_end(END_BOOKKEEPING);
 	tasksched_begin();
 	gone = !tasksched_action_is_there(tasksched_launch.action);
@@ -324,11 +338,12 @@ tell_waiters(void)
 }
 
 /*
- * Done with the task; the next one may want a fresh process.
+ * The task is done.  The worker takes no other one if its session may have
+ * kept state, or if workers must not be idle.
  *
- * To drop temporary objects the session may have to wait for a lock, since
- * others may depend on them.  The worker keeps its place for that time, so that
- * the wait is seen, and a task does not wait unseen for the worker.
+ * A session with temporary objects is reset first.  Other objects may depend on
+ * these, so to drop them can wait for a lock.  The slot stays taken meanwhile:
+ * running_tasks shows the worker, and no task waits for it unseen.
  */
 static void
 settle(void)
@@ -344,16 +359,16 @@ settle(void)
 }
 
 /*
- * Run one launch; returns true if the next launch of the same task, in
- * tasksched_launch.ref, follows at once.
+ * Run one launch.  Returns true if the next launch of the same task follows at
+ * once; it is in tasksched_launch.ref then.
  */
 static bool
-run_launch(Action *action, bool found_now)
+run_launch(Action *action, bool from_scheduler)
 {
 	bool		paused = false;
 
 	TASKSCHED_FAULT_POINT("task taken");
-	if (!prepare_launch(action, found_now) || !tasksched_slot_begin(&tasksched_launch.ref, &paused))
+	if (!prepare_launch(action, from_scheduler) || !tasksched_slot_begin(&tasksched_launch.ref, &paused))
 	{
 		if (paused)
 		{
@@ -392,6 +407,10 @@ run_launch(Action *action, bool found_now)
 	return false;
 }
 
+/*
+ * Run the launch that the scheduler has handed over, and those that follow at
+ * once
+ */
 void
 tasksched_run_task(const TaskRef *task, Action *action)
 {

@@ -1,7 +1,7 @@
 /*
  * session.c
- *	  The session of a worker: it connects as the owner of tasks, and is as new for
- *	  each of them.
+ *	  The session of a worker: connecting as the owner of the tasks, and
+ *	  resetting it after each of them.
  */
 #include "postgres.h"
 
@@ -40,9 +40,12 @@
 
 static WorkerArgs my_args;
 static volatile bool role_changed = false;
-static uint32 owner_hash;		/* of the owner's entry in the cache of roles */
+static uint32 owner_hash;		/* hash value of the owner in the syscache */
 
-/* The settings that a session of an owner starts with, as a fingerprint */
+/*
+ * Compute a fingerprint of the settings of pg_db_role_setting that a session
+ * of an owner starts with.
+ */
 uint32
 tasksched_settings_fingerprint(Oid owner)
 {
@@ -74,14 +77,17 @@ tasksched_settings_fingerprint(Oid owner)
 	return hash;
 }
 
-/* Has the owner changed in a way that a connected session does not follow? */
+/*
+ * Is the session outdated?  A session does not follow changes of its role, or
+ * of the settings that it started with.
+ */
 bool
 tasksched_session_is_stale(void)
 {
 	return role_changed || tasksched_settings_fingerprint(my_args.owner) != my_args.settings;
 }
 
-/* A role has changed, or if there is no hash value, any of them may have */
+/* A role has changed; with no hash value, any role may have */
 static void
 role_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -89,9 +95,7 @@ role_callback(Datum arg, int cacheid, uint32 hashvalue)
 		role_changed = true;
 }
 
-/*
- * Connect to the database as the owner of the tasks, who may lack LOGIN.
- */
+/* Connect to the database as the owner of the tasks, which may lack LOGIN */
 void
 tasksched_session_connect(const WorkerArgs *args)
 {
@@ -101,7 +105,7 @@ tasksched_session_connect(const WorkerArgs *args)
 	my_args = *args;
 	tasksched_connect_as(my_args.dboid, my_args.owner, my_args.superuser);
 	tasksched_pin_timeouts();
-	/* an error of an action is no crash, even if errors end the sessions of its role */
+	/* if an error ended the process, it would count as a crash of the task */
 	SetConfigOption("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	CacheRegisterSyscacheCallback(AUTHOID, role_callback, (Datum) 0);
 
@@ -115,17 +119,17 @@ tasksched_session_connect(const WorkerArgs *args)
 		SetConfigOption("session_authorization",
 						NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname),
 						PGC_BACKEND, PGC_S_OVERRIDE);
-		/* a role that ALTER ROLE or DATABASE ... SET gives to sessions is not the owner */
+		/* ALTER ROLE or DATABASE ... SET may have set another role */
 		SetConfigOption("role", "none", PGC_BACKEND, PGC_S_OVERRIDE);
 	}
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
-	/* the server does so for sessions only, in a transaction as well */
+	/* the server does so for client sessions only, and in a transaction too */
 	if (ok)
 		process_session_preload_libraries();
 	tasksched_commit();
 	if (!ok)
-		proc_exit(0);			/* the scheduler will see the role as it is now */
+		proc_exit(0);			/* the scheduler reads the role again */
 	role_changed = false;
 }
 
@@ -135,7 +139,7 @@ tasksched_session_owner(void)
 	return my_args.owner;
 }
 
-/* Has the role of the session changed, or may it have? */
+/* Has the role of the session changed, or may it have changed? */
 bool
 tasksched_session_role_changed(void)
 {
@@ -143,11 +147,11 @@ tasksched_session_role_changed(void)
 }
 
 /* ----------
- * What a session keeps
+ * Resetting the session
  * ----------
  */
 
-/* The name of a library, without its folder and suffix */
+/* Return the name of a library, without its directory and suffix */
 static char *
 library_name(const char *path)
 {
@@ -177,7 +181,7 @@ is_in_library(Oid function, const char *library)
 	return result;
 }
 
-/* Is it the library of a procedural language or a foreign-data wrapper? */
+/* Does the library implement a procedural language or foreign-data wrapper? */
 static bool
 is_stateful_library(const char *library)
 {
@@ -200,7 +204,7 @@ is_stateful_library(const char *library)
 		Form_pg_foreign_data_wrapper fdw = (Form_pg_foreign_data_wrapper) GETSTRUCT(tuple);
 
 		found = is_in_library(fdw->fdwhandler, library) ||
-			is_in_library(fdw->fdwvalidator, library);	/* dblink has no more than that */
+			is_in_library(fdw->fdwvalidator, library);	/* all that dblink has */
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -208,10 +212,11 @@ is_stateful_library(const char *library)
 }
 
 /*
- * May the session keep what tasksched_session_reset() can't take away: the connections of
- * dblink or a foreign-data wrapper, the global variables of a procedural
- * language?  Nobody can be asked for them, so go by the libraries that have been
- * loaded; PL/pgSQL is known to keep nothing.
+ * May the session have state that tasksched_session_reset() can't reset?
+ * Examples are the connections of dblink or of a foreign-data wrapper, and the
+ * global variables of a procedural language.  There is no way to ask for such
+ * state, so we go by the libraries that are loaded.  PL/pgSQL is known to keep
+ * none.
  */
 bool
 tasksched_session_is_stateful(void)
@@ -251,9 +256,10 @@ tasksched_session_has_temporary_objects(void)
 }
 
 /*
- * Bring the session back to its initial state, as DISCARD ALL but for plans.
- * Beyond that, let go of replication slots, as PostgresMain() does after an
- * error, and of what setseed() has set.
+ * Reset the session to its initial state, as DISCARD ALL does, but keep cached
+ * plans.  In addition, release replication slots, as PostgresMain() does after
+ * an error, and set a new random seed, since the action may have called
+ * setseed().
  */
 void
 tasksched_session_reset(void)
@@ -262,13 +268,13 @@ tasksched_session_reset(void)
 		ReplicationSlotRelease();
 	ReplicationSlotCleanup(false);
 
-	/* the settings that the action has left must not apply to this transaction */
+	/* tasksched_begin() overrides what the action has set for transactions */
 	tasksched_begin();
 	PortalHashTableDeleteAll();
 	SetPGVariable("session_authorization", NIL, false);
 	SetPGVariable("role", NIL, false);
 	ResetAllOptions();
-	/* dropping temporary tables is no reason to wait for a standby */
+	/* dropping temporary tables need not wait for a standby */
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 	DropAllPreparedStatements();

@@ -1,12 +1,16 @@
 /*
  * staged.c
- *	  The task that this process runs, as its action sees it, and what the action
+ *	  The current launch: its task as the action sees it, and what the action
  *	  stages.
  *
- * What an action stages by update_task() for its own task is kept here, in a
- * stack with an entry for each subtransaction that changed something, until
- * the callback at its commit stores it: the row must not be locked while a user's
- * code runs.
+ * Changes that an action makes to its own task by update_task() are staged
+ * here.  The callback right before the commit stores them.  They are not
+ * stored at once because the row must not be locked while user code runs:
+ * cancel_task() would have to wait for the action.
+ *
+ * They are kept in a stack, with an entry for each subtransaction that staged
+ * something.  The commit of a subtransaction merges its entry into its
+ * parent's, and its abort removes the entry.
  */
 #include "postgres.h"
 
@@ -45,10 +49,11 @@ tasksched_is_current_task(const pg_uuid_t *id)
 }
 
 /*
- * Is the task whose action is under way the current user's own?  An action runs
- * code of others, too, as them: a function with SECURITY DEFINER, an expression of
- * an index.  The task is for those who have the rights of its owner, and for the
- * owner of the action's function if that is the one whose rights it has.
+ * Does the current user have access to the task whose action is under way?
+ * The action may run code as other roles: functions with SECURITY DEFINER, or
+ * the expressions of an index.  Access is for roles with the privileges of the
+ * task's owner.  If the action's own function has SECURITY DEFINER, it is also
+ * for the owner of that function.
  */
 bool
 tasksched_current_task_is_own(void)
@@ -61,7 +66,7 @@ tasksched_current_task_is_own(void)
 		(action->security_definer && action->function_owner == GetUserId());
 }
 
-/* The task as its action shall see it: as it was read, with what it staged */
+/* The task as its action sees it: as it was read, with the staged changes */
 Datum
 tasksched_current_task_datum(void)
 {
@@ -104,12 +109,14 @@ tasksched_current_task_datum(void)
  * ----------
  */
 
+/* All that is staged now */
 Staged *
 tasksched_staged_now(void)
 {
 	return tasksched_launch.staged ? tasksched_launch.staged : &tasksched_launch.committed;
 }
 
+/* The entry that encloses an entry, or what was committed */
 static const Staged *
 staged_outside(const Staged *entry)
 {
@@ -123,7 +130,7 @@ free_unless(void *value, const void *kept)
 		pfree(value);
 }
 
-/* Free an entry and what is not needed any more by the one that stays */
+/* Free an entry, and its own values unless "stays" uses them */
 static void
 free_staged(Staged *entry, const Staged *outside, const Staged *stays)
 {
@@ -134,7 +141,7 @@ free_staged(Staged *entry, const Staged *outside, const Staged *stays)
 	pfree(entry);
 }
 
-/* Forget the innermost entry */
+/* Remove the innermost entry */
 static void
 pop_staged(void)
 {
@@ -144,7 +151,7 @@ pop_staged(void)
 	free_staged(entry, tasksched_staged_now(), tasksched_staged_now());
 }
 
-/* The entry of the current subtransaction */
+/* Return the entry of the current subtransaction, and create it if need be */
 static Staged *
 staged_entry(void)
 {
@@ -162,7 +169,7 @@ staged_entry(void)
 	return tasksched_launch.staged;
 }
 
-/* update_task() on the task whose action calls it */
+/* Stage a change, for update_task() on the current task */
 void
 tasksched_stage_current_task(const Outcome *change)
 {
@@ -193,8 +200,8 @@ tasksched_stage_current_task(const Outcome *change)
 }
 
 /*
- * After a commit: what was staged is stored now.  Keep it, to be shown.  Nothing
- * may fail here, so nothing is allocated.
+ * After a commit: what was staged is stored.  Keep it, because the action
+ * still sees it.  Nothing may fail here, so nothing is allocated.
  */
 void
 tasksched_staged_committed(void)
@@ -233,7 +240,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid, SubTransactionId 
 	}
 }
 
-/* After an abort: nothing of what was staged has happened */
+/* After an abort: discard what was staged since the last commit */
 void
 tasksched_staged_aborted(void)
 {

@@ -1,6 +1,6 @@
 /*
  * worker.c
- *	  The worker: connects as the owner of tasks and runs them, one after the
+ *	  The worker: connects as the owner of tasks, and runs them one after the
  *	  other.
  */
 #include "postgres.h"
@@ -25,12 +25,12 @@
 #include "worker/internal.h"
 #include "worker/worker.h"
 
-/* How long a new worker waits at least for its first task */
+/* A new worker waits at least this long for its first task */
 #define FIRST_TASK_MS 5000
 
 /*
- * Wait for the next task; false if the worker shall exit instead.  May exit
- * only from a slot that is left, or a task could be handed over too late.
+ * Wait for the next task; false if the worker has to exit.  It has left its
+ * slot then, so that no task can be handed to it any more.
  */
 static bool
 wait_for_next(bool first, TaskRef *task, Action *action)
@@ -55,7 +55,7 @@ wait_for_next(bool first, TaskRef *task, Action *action)
 		if (tasksched_slot_take(task, action, &quit))
 			return true;
 		timeout = first ? Max(tasksched_worker_idle_timeout, FIRST_TASK_MS) : tasksched_worker_idle_timeout;
-		start = Min(start, GetCurrentTimestamp());	/* the clock may have gone back */
+		start = Min(start, GetCurrentTimestamp());	/* clock set back? */
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 												  TimestampTzPlusMilliseconds(start, timeout));
 		if ((quit || timeout <= 0 || tasksched_session_role_changed()) && tasksched_slot_leave())
@@ -68,8 +68,8 @@ wait_for_next(bool first, TaskRef *task, Action *action)
 }
 
 /*
- * Say that we are there, and while the scheduler claims a task for us, do once what
- * its launch will begin with, so that the catalogs are in our caches.
+ * Announce that we are ready for a task.  While the scheduler claims one, do
+ * once what its launch begins with, so that the catalogs are in our caches.
  */
 static void
 announce(void)
@@ -99,14 +99,15 @@ tasksched_worker_main(Datum arg)
 	TASKSCHED_FAULT_POINT("worker started");
 
 	/*
-	 * The slot first: its exit callback then runs after the transaction has
-	 * been aborted and the database connection has gone.
+	 * Attach to the slot first.  Exit callbacks run in the reverse order, so
+	 * the slot is left after the transaction has been aborted and the
+	 * database connection has been closed.
 	 */
 	if (!tasksched_slot_attach(args.slot, args.generation))
 		proc_exit(0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGINT, StatementCancelHandler);
-	HOLD_CANCEL_INTERRUPTS();	/* but for the time of an action */
+	HOLD_CANCEL_INTERRUPTS();	/* except while an action runs */
 	BackgroundWorkerUnblockSignals();
 	TASKSCHED_FAULT_POINT("worker attached");
 

@@ -12,13 +12,13 @@
  * ----------
  */
 
-/* What a scheduler tells a worker it starts (bgw_extra) */
+/* Arguments that a scheduler passes to a worker, in bgw_extra */
 typedef struct WorkerArgs
 {
 	Oid			dboid;
 	Oid			owner;
-	bool		superuser;		/* the owner's rolsuper, read again once connected */
-	uint32		settings;		/* fingerprint, taken before the session reads them */
+	bool		superuser;		/* owner's rolsuper; checked once connected */
+	uint32		settings;		/* fingerprint from before the session starts */
 	int			slot;
 	uint32		generation;
 } WorkerArgs;
