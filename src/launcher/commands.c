@@ -1,15 +1,17 @@
 /*
  * commands.c
- *	  Commands that need a database to themselves, and others that the
- *	  scheduler or the launcher has to hear of.
+ *	  Commands that need a database to themselves, and others that the launcher
+ *	  has to know of.
  *
- * DROP DATABASE, ALTER DATABASE ... RENAME and SET TABLESPACE, and CREATE
- * DATABASE with the database as its template fail if anybody is connected to
- * it, so our processes that are idle there have to go first.  The command's own
- * lock on the database is taken before that: whatever is started meanwhile
- * waits for it at its connection.  A worker that runs a task stays, a session
- * like any other: the command then fails as it would for any session, with a
- * hint that names the task, and the launcher starts the scheduler again.
+ * Some commands fail if any session is connected to a database: DROP DATABASE,
+ * ALTER DATABASE ... RENAME and SET TABLESPACE, and CREATE DATABASE with the
+ * database as its template.  Before such a command, our idle processes exit.
+ * We take the command's lock on the database first, so that any process of
+ * ours that is started meanwhile waits before it is connected.
+ *
+ * A worker that runs a task stays.  The command then fails as it does for any
+ * other session, with a hint that names the task, and the launcher starts the
+ * scheduler again.
  */
 #include "postgres.h"
 
@@ -38,12 +40,12 @@
 #define LEAVE_TIMEOUT_MS 5000
 #define LEAVE_POLL_MS 10
 
-/* So many running tasks are named in a hint */
+/* How many running tasks a hint names */
 #define MAX_NAMED_TASKS 5
 
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 
-/* The template of a CREATE DATABASE */
+/* The template database of a CREATE DATABASE command */
 static char *
 template_name(CreatedbStmt *stmt)
 {
@@ -72,7 +74,10 @@ moves_tablespace(AlterDatabaseStmt *stmt)
 	return false;
 }
 
-/* The database that a command needs to itself, and the lock it takes on it */
+/*
+ * Return the name of the database that a command needs to itself, and the lock
+ * that it takes on it; NULL if it needs none.
+ */
 static char *
 database_needed(Node *stmt, LOCKMODE *mode)
 {
@@ -125,20 +130,20 @@ is_template(Oid dboid)
 }
 
 /*
- * Will the server let the current user give the command, here and now?  It finds
- * that out only as it waits for our processes to leave, so the questions that
- * decide who may send them away are asked here as well.  If the server comes to
- * refuse more than that, our processes leave in vain, and come back.
+ * May the current user execute the command, here and now?  Only those who may
+ * are to make our processes exit, and the server checks that too late for us.
+ * If the server refuses the command for a reason that is not checked here, our
+ * processes exit and are started again.
  */
 static bool
 may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
 {
 	bool		owner = object_ownercheck(DatabaseRelationId, dboid, GetUserId());
 
-	/* one can copy the database that one is connected to, but not drop it */
+	/* the current database can be copied, but not dropped or altered */
 	if ((dboid == MyDatabaseId && !IsA(stmt, CreatedbStmt)) || XactReadOnly)
 		return false;
-	/* all but RENAME refuse to run in a transaction block */
+	/* all these commands but RENAME refuse to run in a transaction block */
 	if (!IsA(stmt, RenameStmt) && IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL))
 		return false;
 	switch (nodeTag(stmt))
@@ -152,13 +157,13 @@ may_command(Node *stmt, Oid dboid, ProcessUtilityContext context)
 	}
 }
 
-/* Have our idle processes leave a database, and wait until they have */
+/* Make our idle processes exit from a database, and wait until they have */
 static void
 clear_database(Oid dboid, LOCKMODE mode)
 {
 	TimestampTz start;
 
-	/* first: one that is just about to connect must not slip in */
+	/* before all else, so that no other process can connect */
 	LockSharedObject(DatabaseRelationId, dboid, 0, mode);
 	start = GetCurrentTimestamp();
 	while (tasksched_database_clear(dboid) &&
@@ -172,8 +177,8 @@ clear_database(Oid dboid, LOCKMODE mode)
 }
 
 /*
- * The tasks that run in a database, as a list; NULL if there are none.  That
- * database may have another encoding.
+ * List the tasks that run in a database; NULL if there are none.  The database
+ * may have another encoding, so only ASCII characters are shown.
  */
 static char *
 list_running_tasks(Oid dboid)
@@ -199,7 +204,10 @@ list_running_tasks(Oid dboid)
 	return n > 0 ? list.data : NULL;
 }
 
-/* What to do about the tasks that keep a database in use; NULL if there are none */
+/*
+ * Return a hint about the tasks that keep a database in use, or NULL if there
+ * are none.
+ */
 static char *
 running_tasks_hint(Oid dboid, bool drop)
 {
@@ -226,8 +234,9 @@ next_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyT
 }
 
 /*
- * Execute a command that needs a database to itself.  If it fails since the
- * database is in use, or FORCE may not end what runs there, add which tasks do.
+ * Execute a command that needs a database to itself.  If it fails because the
+ * database is in use, or because FORCE may not terminate the sessions there,
+ * add a hint that names the running tasks.
  */
 static void
 process_needing_database(Oid dboid, PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
@@ -264,9 +273,13 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *stmt = pstmt->utilityStmt;
-	/* a copy may have the extension, another may take connections now */
+
+	/*
+	 * a new database may have the extension, an altered one may allow
+	 * connections
+	 */
 	bool		databases_change = IsA(stmt, CreatedbStmt) || IsA(stmt, DropdbStmt) ||
-		IsA(stmt, AlterDatabaseStmt);
+	IsA(stmt, AlterDatabaseStmt);
 	LOCKMODE	mode;
 	char	   *dbname = database_needed(stmt, &mode);
 	Oid			dboid = dbname ? get_database_oid(dbname, true) : InvalidOid;

@@ -1,16 +1,18 @@
 /*
  * guard.c
- *	  Commands that lock what is ours: who may give them, and the extension's
- *	  guard.
+ *	  Commands that lock objects of the extension: privilege checks, and the
+ *	  extension's guard.
  *
- * Many commands of the server lock what they name before they ask whether the
- * user may do that to it.  Somebody who may not would wait behind a transaction
- * that has scheduled a task and is idle, and everybody else behind that.  So the
- * question is asked here first, and answered with the server's own error.
+ * Many commands of the server lock the objects they name before they check the
+ * user's privileges on them.  A command of a user without the privilege would
+ * wait for an idle transaction that has scheduled a task, and all others would
+ * wait behind that command.  So the privilege is checked here first, and its
+ * lack is reported with the server's own error.
  *
- * What is not here either asks before it locks (commands on the table itself, such
- * as ALTER or DROP TABLE, CREATE INDEX, TRUNCATE, LOCK), or locks as somebody who
- * reads or writes rows does, which is in nobody's way (DROP TRIGGER, LIKE, COPY).
+ * Commands that are not handled here do no harm.  Either they check privileges
+ * before they lock, as commands on the table itself do (ALTER and DROP TABLE,
+ * CREATE INDEX, TRUNCATE, LOCK).  Or they take only the lock of a reader or
+ * writer of rows, which blocks no task (DROP TRIGGER, LIKE, COPY).
  *
  * Commands that change or drop the extension take its guard; see extension.c.
  */
@@ -33,33 +35,36 @@
 #include "launcher/launcher.h"
 #include "shared/shared.h"
 
-/* The name of the extension and that of its schema */
+/* The name of both the extension and its schema */
 #define NAME "tasksched"
 
-/* What a command needs on a relation: one of the rights of GRANT, or this */
+/* What a command requires on a relation: a privilege of GRANT, or ownership */
 #define OWNERSHIP ACL_NO_RIGHTS
 
 static bool
-is_there(void)
+extension_exists(void)
 {
 	return OidIsValid(tasksched_extension_oid());
 }
 
 static bool
-has_right(Oid relid, AclMode right)
+has_privilege(Oid relid, AclMode privilege)
 {
-	if (right == OWNERSHIP)
+	if (privilege == OWNERSHIP)
 		return object_ownercheck(RelationRelationId, relid, GetUserId());
-	if (pg_class_aclcheck(relid, GetUserId(), right) == ACLCHECK_OK)
+	if (pg_class_aclcheck(relid, GetUserId(), privilege) == ACLCHECK_OK)
 		return true;
-	/* which columns a foreign key refers to is for the server to find out */
-	return right == ACL_REFERENCES &&
-		pg_attribute_aclcheck_all(relid, GetUserId(), right, ACLMASK_ANY) == ACLCHECK_OK;
+	/* it may be on columns; the server checks those that are referred to */
+	return privilege == ACL_REFERENCES &&
+		pg_attribute_aclcheck_all(relid, GetUserId(), privilege, ACLMASK_ANY) == ACLCHECK_OK;
 }
 
-/* A command locks this relation.  If it is ours, does the user have the right? */
+/*
+ * A command locks this relation.  If it is ours, raise an error unless the
+ * user has the privilege.
+ */
 static void
-need(const RangeVar *name, AclMode right)
+require_privilege(const RangeVar *name, AclMode privilege)
 {
 	Oid			schema;
 	Oid			relid;
@@ -71,15 +76,18 @@ need(const RangeVar *name, AclMode right)
 		return;
 	relid = RangeVarGetRelid(name, NoLock, true);
 	if (!OidIsValid(relid) || get_rel_namespace(relid) != schema ||
-		has_right(relid, right) || !is_there())
+		has_privilege(relid, privilege) || !extension_exists())
 		return;
-	aclcheck_error(right == OWNERSHIP ? ACLCHECK_NOT_OWNER : ACLCHECK_NO_PRIV,
+	aclcheck_error(privilege == OWNERSHIP ? ACLCHECK_NOT_OWNER : ACLCHECK_NO_PRIV,
 				   get_relkind_objtype(get_rel_relkind(relid)), name->relname);
 }
 
-/* Likewise an extension; returns whether it is the one that is meant, and there */
+/*
+ * The same for an extension, of which the user must be the owner.  Returns
+ * whether it exists and is the one that is meant.
+ */
 static bool
-need_extension_named(const char *name, const char *meant)
+require_extension_named(const char *name, const char *meant)
 {
 	Oid			oid = strcmp(name, meant) == 0 ? get_extension_oid(name, true) : InvalidOid;
 
@@ -90,60 +98,64 @@ need_extension_named(const char *name, const char *meant)
 	return true;
 }
 
+/* The same for our extension */
 static bool
-need_extension(const char *name)
+require_extension(const char *name)
 {
-	return need_extension_named(name, NAME);
+	return require_extension_named(name, NAME);
 }
 
-/* Likewise its schema */
+/* The same for our schema */
 static bool
-need_schema(const char *name)
+require_schema(const char *name)
 {
 	Oid			oid;
 
 	if (strcmp(name, NAME) != 0)
 		return false;
 	oid = get_namespace_oid(name, true);
-	if (!OidIsValid(oid) || !is_there())
+	if (!OidIsValid(oid) || !extension_exists())
 		return false;
 	if (!object_ownercheck(NamespaceRelationId, oid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_SCHEMA, name);
 	return true;
 }
 
-/* Likewise an object of any kind, as COMMENT names it */
+/*
+ * The same for an object of any type, as COMMENT names it.  Returns whether it
+ * is our extension or our schema.
+ */
 static bool
-need_object(ObjectType type, Node *object)
+require_object(ObjectType type, Node *object)
 {
 	List	   *names;
 
 	switch (type)
 	{
 		case OBJECT_EXTENSION:
-			return need_extension(strVal(object));
+			return require_extension(strVal(object));
 		case OBJECT_SCHEMA:
-			return need_schema(strVal(object));
+			return require_schema(strVal(object));
 		case OBJECT_TABLE:
 		case OBJECT_FOREIGN_TABLE:
 		case OBJECT_INDEX:
 		case OBJECT_MATVIEW:
 		case OBJECT_SEQUENCE:
 		case OBJECT_VIEW:
-			need(makeRangeVarFromNameList(castNode(List, object)), OWNERSHIP);
+			require_privilege(makeRangeVarFromNameList(castNode(List, object)), OWNERSHIP);
 			return false;
 		case OBJECT_COLUMN:
 			names = castNode(List, object);
 			if (list_length(names) > 1)
-				need(makeRangeVarFromNameList(list_truncate(list_copy(names), list_length(names) - 1)),
-					 OWNERSHIP);
+				require_privilege(makeRangeVarFromNameList(list_truncate(list_copy(names), list_length(names) - 1)),
+								  OWNERSHIP);
 			return false;
 		default:
 			return false;
 	}
 }
 
-/* Constraints, perhaps among other things: the tables that foreign keys refer to */
+/* Check the tables that the foreign keys of a list refer to */
 static void
 check_constraints(List *elements)
 {
@@ -154,13 +166,13 @@ check_constraints(List *elements)
 		Node	   *element = lfirst(lc);
 
 		if (IsA(element, Constraint) && castNode(Constraint, element)->contype == CONSTR_FOREIGN)
-			need(castNode(Constraint, element)->pktable, ACL_REFERENCES);
+			require_privilege(castNode(Constraint, element)->pktable, ACL_REFERENCES);
 	}
 }
 
-/* Likewise, and those of columns */
+/* The same, including the foreign keys of column definitions */
 static void
-need_references(List *elements)
+require_references(List *elements)
 {
 	ListCell   *lc;
 
@@ -172,16 +184,16 @@ need_references(List *elements)
 	}
 }
 
-/* Relations of a list, which may have other things that the server will refuse */
+/* Check the relations of a list; the server refuses any other items in it */
 static void
-need_ownership(List *relations)
+require_ownership(List *relations)
 {
 	ListCell   *lc;
 
 	foreach(lc, relations)
 	{
 		if (IsA(lfirst(lc), RangeVar))
-			need(lfirst_node(RangeVar, lc), OWNERSHIP);
+			require_privilege(lfirst_node(RangeVar, lc), OWNERSHIP);
 	}
 }
 
@@ -196,13 +208,13 @@ static void
 check_create_table(CreateStmt *stmt)
 {
 	if (stmt->if_not_exists && relation_exists(stmt->relation))
-		return;					/* nothing is done */
-	need_ownership(stmt->inhRelations); /* or the one that it is a partition of */
-	need_references(stmt->tableElts);
-	need_references(stmt->constraints);
+		return;					/* the command does nothing */
+	require_ownership(stmt->inhRelations);	/* or a partitioned table */
+	require_references(stmt->tableElts);
+	require_references(stmt->constraints);
 }
 
-/* What ALTER TABLE (or INDEX) locks besides the table itself */
+/* Check what ALTER TABLE or ALTER INDEX locks besides the relation itself */
 static void
 check_alter_table(AlterTableStmt *stmt)
 {
@@ -218,15 +230,15 @@ check_alter_table(AlterTableStmt *stmt)
 		{
 			case AT_AddColumn:
 			case AT_AddConstraint:
-				need_references(list_make1(cmd->def));
+				require_references(list_make1(cmd->def));
 				break;
 			case AT_AddInherit:
-				need(castNode(RangeVar, cmd->def), OWNERSHIP);
+				require_privilege(castNode(RangeVar, cmd->def), OWNERSHIP);
 				break;
 			case AT_AttachPartition:
 			case AT_DetachPartition:
 			case AT_DetachPartitionFinalize:
-				need(castNode(PartitionCmd, cmd->def)->name, OWNERSHIP);
+				require_privilege(castNode(PartitionCmd, cmd->def)->name, OWNERSHIP);
 				break;
 			default:
 				break;
@@ -244,7 +256,7 @@ check_publication(List *objects)
 		PublicationObjSpec *object = lfirst_node(PublicationObjSpec, lc);
 
 		if (object->pubtable != NULL)
-			need(object->pubtable->relation, OWNERSHIP);
+			require_privilege(object->pubtable->relation, OWNERSHIP);
 	}
 }
 
@@ -258,15 +270,15 @@ check_drop(DropStmt *stmt)
 		return false;
 	foreach(lc, stmt->objects)
 	{
-		ours |= need_object(stmt->removeType, lfirst(lc));
-		/* with what tasksched requires, it goes as well */
+		ours |= require_object(stmt->removeType, lfirst(lc));
+		/* dropping plpgsql, which tasksched requires, drops it as well */
 		ours |= stmt->behavior == DROP_CASCADE && stmt->removeType == OBJECT_EXTENSION &&
-			need_extension_named(strVal(lfirst(lc)), "plpgsql");
+			require_extension_named(strVal(lfirst(lc)), "plpgsql");
 	}
 	return ours;
 }
 
-/* DROP OWNED, of a role that owns the extension or is a superuser */
+/* Does DROP OWNED name a role that owns the extension or is a superuser? */
 static bool
 check_drop_owned(DropOwnedStmt *stmt)
 {
@@ -285,8 +297,9 @@ check_drop_owned(DropOwnedStmt *stmt)
 }
 
 /*
- * Raise an error if a command would lock what is ours, and the user may not give
- * it; returns whether it changes the extension.
+ * Raise an error if a command would lock an object of the extension, and the
+ * user lacks the privilege.  Returns whether the command changes the
+ * extension.
  */
 static bool
 check_command(Node *stmt)
@@ -296,10 +309,10 @@ check_command(Node *stmt)
 	switch (nodeTag(stmt))
 	{
 		case T_CreateTrigStmt:
-			need(castNode(CreateTrigStmt, stmt)->relation, ACL_TRIGGER);
+			require_privilege(castNode(CreateTrigStmt, stmt)->relation, ACL_TRIGGER);
 			return false;
 		case T_RuleStmt:
-			need(castNode(RuleStmt, stmt)->relation, OWNERSHIP);
+			require_privilege(castNode(RuleStmt, stmt)->relation, OWNERSHIP);
 			return false;
 		case T_CreateStmt:
 			check_create_table(castNode(CreateStmt, stmt));
@@ -311,41 +324,41 @@ check_command(Node *stmt)
 			check_alter_table(castNode(AlterTableStmt, stmt));
 			return false;
 		case T_CreateStatsStmt:
-			need_ownership(castNode(CreateStatsStmt, stmt)->relations);
+			require_ownership(castNode(CreateStatsStmt, stmt)->relations);
 			return false;
 		case T_CreatePublicationStmt:
 			check_publication(castNode(CreatePublicationStmt, stmt)->pubobjects);
 			return false;
 		case T_AlterPublicationStmt:
-			/* who owns the publication may take out of it what it does not own */
+			/* the owner of a publication may drop any table from it */
 			if (castNode(AlterPublicationStmt, stmt)->action != AP_DropObjects)
 				check_publication(castNode(AlterPublicationStmt, stmt)->pubobjects);
 			return false;
 		case T_AlterObjectDependsStmt:
-			need(castNode(AlterObjectDependsStmt, stmt)->relation, OWNERSHIP);
-			(void) need_extension(strVal(castNode(AlterObjectDependsStmt, stmt)->extname));
+			require_privilege(castNode(AlterObjectDependsStmt, stmt)->relation, OWNERSHIP);
+			(void) require_extension(strVal(castNode(AlterObjectDependsStmt, stmt)->extname));
 			return false;
 		case T_CommentStmt:
-			(void) need_object(castNode(CommentStmt, stmt)->objtype, castNode(CommentStmt, stmt)->object);
+			(void) require_object(castNode(CommentStmt, stmt)->objtype, castNode(CommentStmt, stmt)->object);
 			return false;
 		case T_SecLabelStmt:
-			(void) need_object(castNode(SecLabelStmt, stmt)->objtype, castNode(SecLabelStmt, stmt)->object);
+			(void) require_object(castNode(SecLabelStmt, stmt)->objtype, castNode(SecLabelStmt, stmt)->object);
 			return false;
 		case T_AlterOwnerStmt:
 			return castNode(AlterOwnerStmt, stmt)->objectType == OBJECT_SCHEMA &&
-				need_schema(strVal(castNode(AlterOwnerStmt, stmt)->object));
+				require_schema(strVal(castNode(AlterOwnerStmt, stmt)->object));
 		case T_RenameStmt:
 			return castNode(RenameStmt, stmt)->renameType == OBJECT_SCHEMA &&
-				need_schema(castNode(RenameStmt, stmt)->subname);
+				require_schema(castNode(RenameStmt, stmt)->subname);
 		case T_AlterObjectSchemaStmt:
 			return castNode(AlterObjectSchemaStmt, stmt)->objectType == OBJECT_EXTENSION &&
-				need_extension(strVal(castNode(AlterObjectSchemaStmt, stmt)->object));
+				require_extension(strVal(castNode(AlterObjectSchemaStmt, stmt)->object));
 		case T_AlterExtensionStmt:
-			return need_extension(castNode(AlterExtensionStmt, stmt)->extname);
+			return require_extension(castNode(AlterExtensionStmt, stmt)->extname);
 		case T_AlterExtensionContentsStmt:
-			ours = need_extension(castNode(AlterExtensionContentsStmt, stmt)->extname);
-			(void) need_object(castNode(AlterExtensionContentsStmt, stmt)->objtype,
-							   castNode(AlterExtensionContentsStmt, stmt)->object);
+			ours = require_extension(castNode(AlterExtensionContentsStmt, stmt)->extname);
+			(void) require_object(castNode(AlterExtensionContentsStmt, stmt)->objtype,
+								  castNode(AlterExtensionContentsStmt, stmt)->object);
 			return ours;
 		case T_DropStmt:
 			return check_drop(castNode(DropStmt, stmt));
@@ -357,8 +370,9 @@ check_command(Node *stmt)
 }
 
 /*
- * To be called before the server executes a utility command.  In a read-only
- * transaction it refuses all of these.
+ * Called before the server executes a utility command.  In a read-only
+ * transaction the server refuses all commands that are checked here, before
+ * they lock anything.
  */
 void
 tasksched_guard_command(Node *stmt)

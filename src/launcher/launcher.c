@@ -1,25 +1,29 @@
 /*
  * launcher.c
- *	  The launcher: keeps one scheduler for each database that has the extension.
+ *	  The launcher: one scheduler for each database that has the extension.
  *
- * It is connected to no database, so it is in nobody's way.  Whether a database
- * has the extension only a process connected to it can say, so each database is
- * probed once: its scheduler is started and exits if there is nothing for it.
- * From then on commits tell: CREATE EXTENSION and whatever schedules a task
- * wakes the scheduler of its database, or the launcher if that does not run.
+ * The launcher is connected to no database, so it blocks no command that needs
+ * a database to itself.  Only a process that is connected to a database can
+ * see whether it has the extension.  So each database is probed once: its
+ * scheduler is started, and exits if the extension is not there.  After that,
+ * commits tell.  CREATE EXTENSION, and every commit that schedules a task,
+ * wakes the scheduler of its database, or the launcher if no scheduler runs.
  *
- * A scheduler that has had nothing to do for a while exits.  It leaves its next
- * due time behind, for which the launcher starts it again, a little ahead.
+ * A scheduler that has had nothing to do for a while exits.  It leaves its
+ * next due time in shared memory, and the launcher starts it again a little
+ * before that.
  *
- * Background workers may be too few for a scheduler and a worker in each
- * database.  During such a shortage the databases take turns: one at a time
- * has its scheduler, and the others' exit, leaving their running tasks to
- * their workers.
+ * There may be too few background workers for a scheduler and a worker in each
+ * database.  During such a shortage the databases take turns.  The database
+ * whose turn it is has its scheduler; the schedulers of the others exit, and
+ * their running tasks go on in their workers.
  *
- * A process that connects to a database waits for whoever has locked that, or a
- * catalog in it, for as long as a transaction stays open.  So nothing here waits
- * for a scheduler: none is started where it would wait, a probe that keeps others
- * waiting is put off, and whoever does not leave when its turn is over is ended.
+ * A process that connects to a database waits if the database, or a catalog in
+ * it, is locked, and such a lock may last as long as a transaction stays open.
+ * So the launcher never waits for a scheduler.  It starts none for a locked
+ * database.  It gives up a probe that takes long while other databases wait
+ * for theirs.  If a process does not exit when its database's turn is over,
+ * the launcher terminates it.
  */
 #include "postgres.h"
 
@@ -52,46 +56,57 @@
 #include "shared/shared.h"
 #include "store/store.h"
 
-/* A scheduler is started so long before its next due time */
+/* A scheduler is started this long before its next due time */
 #define START_AHEAD_MS 1000
 
-/* How long a database's turn lasts at most if others wait, and how often to try */
+/*
+ * How long a turn lasts at most if other databases wait, and how often to
+ * check
+ */
 #define TURN_MS 2000
 #define TURN_RETRY_MS 200
 
-/* Whoever was asked to leave and waits for a lock is ended after this */
+/*
+ * An idle worker that was asked to exit, and a scheduler that was and waits
+ * for a lock, is terminated after this.
+ */
 #define LEAVE_MS 1000
 
-/* A probe that takes longer while others wait for theirs is ended, and put off */
+/*
+ * A probe that takes longer is given up while other databases wait for theirs
+ */
 #define PROBE_MS 5000
 
-/* When to try again to connect to a database that somebody has locked */
+/* How often to retry a database that is locked */
 #define LOCKED_RETRY_MS 1000
 
-/* A scheduler that ended otherwise than cleanly is started again after this */
+/*
+ * Bounds of the delay before a scheduler that ended with an error is restarted
+ */
 #define RESTART_MIN_MS 1000
 #define RESTART_MAX_MS 60000
 
+/* A database that allows connections */
 typedef struct KnownDatabase
 {
 	Oid			dboid;
-	bool		seen;			/* during a reading of pg_database */
-	bool		probed;
-	BackgroundWorkerHandle *scheduler;	/* NULL = none that we have started */
-	TimestampTz started_at;
-	TimestampTz ended_at;
-	TimestampTz not_before;
-	int			failures;		/* in a row */
-	bool		given_up;		/* we have ended the scheduler, which hung */
-	int			hung_probes;	/* in a row */
-	TimestampTz asked_at;		/* since when it shall leave, 0 = it need not */
-	TimestampTz stuck_since;	/* since when its scheduler has waited for a lock instead */
+	bool		seen;			/* by the last reading of pg_database */
+	bool		probed;			/* it is known whether it has the extension */
+	BackgroundWorkerHandle *scheduler;	/* NULL = we have started none */
+	TimestampTz started_at;		/* when its last scheduler was started */
+	TimestampTz ended_at;		/* when that one was seen to have ended */
+	TimestampTz not_before;		/* no scheduler may be started before this */
+	int			failures;		/* of its schedulers, in a row */
+	bool		given_up;		/* its scheduler hung, and was terminated */
+	int			hung_probes;	/* given up, in a row */
+	TimestampTz must_leave_since;	/* when asked to exit; 0 = not asked */
+	TimestampTz lock_wait_since;	/* of its scheduler; 0 = it does not wait */
 } KnownDatabase;
 
 static KnownDatabase *known = NULL;
 static int	nknown = 0;
 
-static Oid	turn = InvalidOid;	/* whose turn it is during a shortage */
+static Oid	turn = InvalidOid;	/* the database whose turn it is in a shortage */
 static TimestampTz turn_started;
 
 /* ----------
@@ -134,7 +149,13 @@ add_known(Oid dboid)
 	db->seen = true;
 }
 
-/* Read pg_database: add what is new, forget what is gone or takes no connections */
+/*
+ * Read pg_database.  Add new databases, and forget those that are gone or
+ * allow no connections.
+ *
+ * The entries of shared memory are copied first.  A database that has one is
+ * then visible in pg_database, so if it is not seen there it is gone.
+ */
 static void
 read_databases(void)
 {
@@ -142,7 +163,7 @@ read_databases(void)
 	TableScanDesc scan;
 	HeapTuple	tuple;
 	int			n;
-	DatabaseInfo *infos = tasksched_databases_copy(&n);	/* first: what is in it, we can read of */
+	DatabaseInfo *infos = tasksched_databases_copy(&n);
 
 	for (int i = 0; i < nknown; i++)
 		known[i].seen = false;
@@ -185,7 +206,11 @@ read_databases(void)
 		tasksched_slots_quit(infos[i].dboid, false);
 	}
 
-	/* while there is no room for more, nobody can say that a database has the extension */
+	/*
+	 * If there is no room for another entry, shared memory can't say that a
+	 * database without one has got the extension.  So probe these databases
+	 * again.
+	 */
 	for (int i = 0; i < nknown && n == TASKSCHED_MAX_DATABASES; i++)
 		known[i].probed = known[i].probed && find_info(infos, n, known[i].dboid) != NULL;
 	pfree(infos);
@@ -197,8 +222,9 @@ read_databases(void)
  */
 
 /*
- * Would a process that connects to the database wait, for a command that needs
- * it to itself, or that is part of a transaction left open?
+ * Would a process that connects to the database wait for a lock on it?  A
+ * command that needs the database to itself holds such a lock, perhaps until
+ * the end of a long transaction.
  */
 static bool
 is_locked(Oid dboid)
@@ -215,7 +241,10 @@ is_locked(Oid dboid)
 	return locked;
 }
 
-/* Register a scheduler, or put that off; false if no background worker slot is free */
+/*
+ * Register a scheduler.  Returns false if no background worker slot is free.
+ * If the database can't have one now for another reason, set when to retry.
+ */
 static bool
 start_scheduler(KnownDatabase *db, bool look_only)
 {
@@ -234,7 +263,7 @@ start_scheduler(KnownDatabase *db, bool look_only)
 	if (!tasksched_database_expect(db->dboid))
 	{
 		db->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTART_MAX_MS);
-		return true;			/* there may be room then */
+		return true;			/* no room for an entry; there may be later */
 	}
 	tasksched_describe_process(&worker, "scheduler");
 	snprintf(worker.bgw_name, BGW_MAXLEN, "tasksched scheduler for database %u", db->dboid);
@@ -251,14 +280,18 @@ start_scheduler(KnownDatabase *db, bool look_only)
 	return true;
 }
 
-/* How long to wait after so many failures before this one */
+/*
+ * The delay after a failure, given the number of failures in a row before it
+ */
 static int
 setback_ms(int failures)
 {
 	return Min(RESTART_MIN_MS << Min(failures, 6), RESTART_MAX_MS);
 }
 
-/* Take notice of a scheduler that has ended; when may the next one start? */
+/*
+ * If a scheduler has ended, find out why, and when the next one may be started
+ */
 static void
 check_ended(KnownDatabase *db)
 {
@@ -278,7 +311,7 @@ check_ended(KnownDatabase *db)
 
 	if (given_up && has_info && !info.clean_exit)
 	{
-		/* it has not failed; and if it was a probe, it has told nothing */
+		/* it has not failed, but as a probe it has found out nothing */
 		if (!db->probed)
 			db->not_before = TimestampTzPlusMilliseconds(db->ended_at,
 														 setback_ms(db->hung_probes++));
@@ -286,7 +319,10 @@ check_ended(KnownDatabase *db)
 	}
 	if (has_info && !info.attached)
 	{
-		/* it never ran, so this is not the database's doing, and tells nothing of it */
+		/*
+		 * The server could not start the process.  The database is not to
+		 * blame, and has not been probed.
+		 */
 		db->not_before = TimestampTzPlusMilliseconds(db->ended_at, RESTART_MIN_MS);
 		tasksched_database_set_lack(db->dboid, LACK_PROCESS);
 		tasksched_log_no_process();
@@ -298,7 +334,10 @@ check_ended(KnownDatabase *db)
 		db->failures = 0;
 	else
 	{
-		/* one that was sent SIGTERM, or has run for a while, did not fail at its start */
+		/*
+		 * one that was terminated, or that ran for a while, starts a new
+		 * count
+		 */
 		if (info.terminated ||
 			TimestampDifferenceExceeds(db->started_at, db->ended_at, RESTART_MAX_MS))
 			db->failures = 0;
@@ -312,7 +351,7 @@ is_probing(const KnownDatabase *db)
 	return db->scheduler != NULL && !db->probed && !db->given_up;
 }
 
-/* A probe that waits for somebody must not hold up the others */
+/* Terminate a probe that hangs, since it must not hold up the other probes */
 static void
 give_up_probe(KnownDatabase *db, TimestampTz now)
 {
@@ -322,21 +361,23 @@ give_up_probe(KnownDatabase *db, TimestampTz now)
 	db->given_up = true;
 }
 
-/* The clock may have gone back since these moments were noted */
+/*
+ * The clock may have been set back: no time of the past may be in the future
+ */
 static void
 forget_future(KnownDatabase *db, TimestampTz now)
 {
 	db->started_at = Min(db->started_at, now);
 	db->ended_at = Min(db->ended_at, now);
-	db->asked_at = Min(db->asked_at, now);
-	db->stuck_since = Min(db->stuck_since, now);
+	db->must_leave_since = Min(db->must_leave_since, now);
+	db->lock_wait_since = Min(db->lock_wait_since, now);
 	if (!tasksched_is_ahead(db->not_before, now, RESTART_MAX_MS * INT64CONST(1000)))
 		db->not_before = Min(db->not_before, now);
 }
 
 /*
- * When does the database want a scheduler?  DT_NOBEGIN is now, DT_NOEND is not
- * at all, for a database without the extension.
+ * When does the database want a scheduler?  A time in the past means now.
+ * DT_NOEND means never, for a database without the extension.
  */
 static TimestampTz
 wanted_at(KnownDatabase *db, const DatabaseInfo *info)
@@ -351,7 +392,12 @@ wanted_at(KnownDatabase *db, const DatabaseInfo *info)
 		at = DT_NOBEGIN;
 	else
 	{
-		/* the net, which is as close as scans if due tasks are blocked, and the next due time */
+		/*
+		 * Start it in time for the next due time.  In any case start it now
+		 * and then, in case a wake-up was missed: as often as it would scan
+		 * if due tasks are blocked, since only a scan finds out when they no
+		 * longer are.
+		 */
 		at = db->ended_at + tasksched_scheduler_idle_timeout * USECS_PER_SEC;
 		if (info->held)
 			at = Min(at, TimestampTzPlusMilliseconds(db->ended_at, tasksched_reconcile_interval));
@@ -361,7 +407,7 @@ wanted_at(KnownDatabase *db, const DatabaseInfo *info)
 	return Max(at, db->not_before);
 }
 
-/* Is a scheduler wanted just because there was none for so long? */
+/* Is a scheduler wanted only because none has run for a while? */
 static bool
 is_look_only(KnownDatabase *db, const DatabaseInfo *info, TimestampTz now)
 {
@@ -381,7 +427,7 @@ is_running(KnownDatabase *db, const DatabaseInfo *info)
  * ----------
  */
 
-/* Does the database need background workers that it does not get? */
+/* Does the database need a background worker that it could not get? */
 static bool
 is_contender(KnownDatabase *db, const DatabaseInfo *info, TimestampTz now)
 {
@@ -399,39 +445,43 @@ waits_for_lock(int pid)
 }
 
 /*
- * It is another one's turn: have the idle workers of a database leave, and end
- * those who don't, and a scheduler that waits for a lock.  A scheduler that works
- * completes its round first, and what runs goes on.
+ * It is another database's turn.  Ask the idle workers of this one to exit,
+ * and terminate those that don't.  Its scheduler has been asked as well, and
+ * exits after its round; it is terminated only if it waits for a lock.
+ * Running tasks go on.
  */
 static void
 make_room(KnownDatabase *db, const DatabaseInfo *info, TimestampTz now)
 {
-	if (db->asked_at == 0)
-		db->asked_at = now;
+	if (db->must_leave_since == 0)
+		db->must_leave_since = now;
 	tasksched_slots_quit(db->dboid, false);
-	if (TimestampDifferenceExceeds(db->asked_at, now, LEAVE_MS))
+	if (TimestampDifferenceExceeds(db->must_leave_since, now, LEAVE_MS))
 		tasksched_slots_end_idle(db->dboid);
 
 	if (!waits_for_lock(info->pid))
-		db->stuck_since = 0;
-	else if (db->stuck_since == 0)
-		db->stuck_since = now;
-	else if (TimestampDifferenceExceeds(db->stuck_since, now, LEAVE_MS))
+		db->lock_wait_since = 0;
+	else if (db->lock_wait_since == 0)
+		db->lock_wait_since = now;
+	else if (TimestampDifferenceExceeds(db->lock_wait_since, now, LEAVE_MS))
 	{
 		db->given_up = db->scheduler != NULL;
 		tasksched_database_end(db->dboid, info->pid);
 	}
 }
 
-/* It may have all that it wants */
+/* The processes of a database need not exit */
 static void
 keep_room(KnownDatabase *db)
 {
-	db->asked_at = 0;
-	db->stuck_since = 0;
+	db->must_leave_since = 0;
+	db->lock_wait_since = 0;
 }
 
-/* During a shortage: whose turn is it?  Ask all others to leave. */
+/*
+ * During a shortage, determine whose turn it is.  Start the scheduler of that
+ * database, and ask the others to make room.
+ */
 static void
 take_turns(const DatabaseInfo *infos, int n, TimestampTz now)
 {
@@ -441,7 +491,7 @@ take_turns(const DatabaseInfo *infos, int n, TimestampTz now)
 	const DatabaseInfo *holder_info = find_info(infos, n, turn);
 	bool		over;
 
-	/* the next contender after the present holder, by OID */
+	/* find the next contender after the current holder, by OID */
 	for (int i = 0; i < nknown; i++)
 	{
 		KnownDatabase *db = &known[i];
@@ -486,7 +536,7 @@ take_turns(const DatabaseInfo *infos, int n, TimestampTz now)
 	{
 		(void) start_scheduler(holder, is_look_only(holder, holder_info, now));
 		if (holder->scheduler != NULL)
-			turn_started = now; /* others have had to leave first */
+			turn_started = now; /* until now it had to wait for others to exit */
 	}
 }
 
@@ -495,7 +545,7 @@ take_turns(const DatabaseInfo *infos, int n, TimestampTz now)
  * ----------
  */
 
-/* The database to probe next: those whose probes have hung come last */
+/* Choose the database to probe next; those whose probes have hung come last */
 static KnownDatabase *
 next_probe(const DatabaseInfo *infos, int n, TimestampTz now)
 {
@@ -513,7 +563,10 @@ next_probe(const DatabaseInfo *infos, int n, TimestampTz now)
 	return next;
 }
 
-/* Without a shortage: start whatever is wanted, but one probe at a time */
+/*
+ * Without a shortage, start all schedulers that are wanted, but one probe at a
+ * time
+ */
 static void
 start_wanted(const DatabaseInfo *infos, int n, TimestampTz now)
 {
@@ -543,7 +596,7 @@ start_wanted(const DatabaseInfo *infos, int n, TimestampTz now)
 		if (!start_scheduler(db, is_look_only(db, info, now)))
 			return;
 	}
-	/* one that is put off makes way for the next */
+	/* if a database can't be probed now, try the next one */
 	for (int i = 0; i < nknown && !probing && probe != NULL; i++)
 	{
 		if (!start_scheduler(probe, false))
@@ -553,7 +606,7 @@ start_wanted(const DatabaseInfo *infos, int n, TimestampTz now)
 	}
 }
 
-/* One round; returns how long to sleep, in ms */
+/* Do one round; returns how long to sleep, in ms */
 static long
 launcher_cycle(void)
 {
@@ -573,7 +626,7 @@ launcher_cycle(void)
 	{
 		const DatabaseInfo *info = find_info(infos, n, known[i].dboid);
 
-		/* a commit or an earlier scheduler has told: no need to find out */
+		/* a commit, or an earlier scheduler, has told of the extension */
 		if (info != NULL && info->known)
 			known[i].probed = true;
 	}
@@ -597,7 +650,7 @@ launcher_cycle(void)
 	return wake_at <= now ? TURN_RETRY_MS : TimestampDifferenceMilliseconds(now, wake_at);
 }
 
-/* tasksched.enabled is on again: have everybody look */
+/* tasksched.enabled was turned on: wake all schedulers */
 static void
 wake_all(void)
 {
@@ -638,12 +691,12 @@ tasksched_launcher_main(Datum arg)
 		}
 		if (catchupInterruptPending)
 			ProcessCatchupInterrupt();
-		/* or the clock has gone back */
+		/* the last condition holds if the clock was set back */
 		if (tasksched_launcher_take_new_databases() || GetCurrentTimestamp() >= next_read ||
 			next_read > TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval))
 		{
 			read_databases();
-			SetLatch(MyLatch);	/* it may have waited for a lock, and reset the latch */
+			SetLatch(MyLatch);	/* a wait for a lock may have reset it */
 			next_read = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tasksched_reconcile_interval);
 		}
 

@@ -1,6 +1,6 @@
 /*
  * launcher.h
- *	  The launcher, and the commands that it and the schedulers have to hear of.
+ *	  The launcher, and the handling of utility commands.
  */
 #ifndef TASKSCHED_LAUNCHER_H
 #define TASKSCHED_LAUNCHER_H
@@ -21,7 +21,7 @@ extern PGDLLEXPORT void tasksched_launcher_main(Datum arg);
 extern void tasksched_commands_init(void);
 
 /* ----------
- * guard.c: who may give commands that lock what is ours
+ * guard.c: commands that lock objects of the extension
  * ----------
  */
 extern void tasksched_guard_command(Node *stmt);
