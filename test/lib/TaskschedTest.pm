@@ -41,7 +41,8 @@ sub new_node
 	my $node = PostgreSQL::Test::Cluster->new($name, $opt{install_path} ? (install_path => $opt{install_path}) : ());
 
 	%opt = (preload => 1, start => 1, extension => 1, conf => '', %opt);
-	$node->init(allows_streaming => $opt{streaming} ? 1 : 0, extra => [ $opt{checksums} ? '--data-checksums' : (), $opt{utf8} ? ('-E', 'UTF8') : () ]);
+	$node->init(allows_streaming => $opt{streaming} ? 1 : 0,
+		extra => [ $opt{checksums} ? '--data-checksums' : (), $opt{utf8} ? ('-E', 'UTF8') : () ]);
 	$node->append_conf('postgresql.conf', <<EOT);
 restart_after_crash = on
 log_statement = none
@@ -202,11 +203,13 @@ sub tell_state
 	my ($node, $db) = @_;
 
 	foreach my $query (
-		'SELECT id, action, status, run_at, owner, attempt, launch, crashes, setbacks, first_launch, error FROM tasksched.tasks ORDER BY id DESC LIMIT 30',
+		q{SELECT id, action, status, run_at, owner, attempt, launch, crashes, setbacks, first_launch, error
+			FROM tasksched.tasks ORDER BY id DESC LIMIT 30},
 		'SELECT * FROM tasksched.running_tasks',
 		'SELECT * FROM tasksched.blocked_tasks LIMIT 20',
 		'SELECT * FROM tasksched.status',
-		"SELECT pid, datname, usename, backend_type, state, wait_event, query FROM pg_stat_activity WHERE backend_type ~ '^(tasksched|client)'")
+		qq{SELECT pid, datname, usename, backend_type, state, wait_event, query FROM pg_stat_activity
+			WHERE backend_type ~ '^(tasksched|client)'})
 	{
 		# what failed may be that somebody has locked the tables
 		my ($stdout, $stderr) = try_sql($node, "SET lock_timeout = '2s'; $query", db => $db);
@@ -481,7 +484,8 @@ sub check_log
 	my $log = slurp_file($node->logfile);
 	my @bad = grep
 	{
-		/PANIC|TRAP:|internal error| XX\d\d\d (ERROR|FATAL|WARNING|LOG):|WARNING: .*( leak|problem in alloc set|write past chunk)/
+		/PANIC|TRAP:|internal error| XX\d\d\d (ERROR|FATAL|WARNING|LOG):/
+		  || /WARNING: .*( leak|problem in alloc set|write past chunk)/
 	} grep { !$opt{except} || $_ !~ $opt{except} } split /\n/, $log;
 	my @signals = $log =~ /^(.*was terminated by signal.*)$/mg;
 

@@ -20,10 +20,12 @@ sub wait_for_resume
 
 	wait_value(
 		$node,
-		"SELECT count(*) FROM tasksched.running_tasks WHERE state = 'running' AND launch = $launch AND task_id IN ($list)",
+		qq{SELECT count(*) FROM tasksched.running_tasks
+			WHERE state = 'running' AND launch = $launch AND task_id IN ($list)},
 		scalar(@$ids), $name);
 	my $ready = ready_since($node);
-	is( sql($node, "SELECT count(*) FROM tasksched.running_tasks WHERE task_id IN ($list) AND since > $ready + interval '5 s'"),
+	is( sql($node, qq{SELECT count(*) FROM tasksched.running_tasks
+			WHERE task_id IN ($list) AND since > $ready + interval '5 s'}),
 		0, "$name: within 5 s");
 	return;
 }
@@ -109,7 +111,8 @@ BEGIN
 	RETURN n;
 END $$;
 CREATE FUNCTION in_parallel() RETURNS void LANGUAGE plpgsql
-SET parallel_setup_cost = 0 SET parallel_tuple_cost = 0 SET min_parallel_table_scan_size = 0 SET parallel_leader_participation = off
+SET parallel_setup_cost = 0 SET parallel_tuple_cost = 0 SET min_parallel_table_scan_size = 0
+SET parallel_leader_participation = off
 AS $$ BEGIN PERFORM sum(slow(n)) FROM numbers; END $$;
 SELECT tasksched.register_action('in_parallel', 'in_parallel');
 EOT
@@ -187,7 +190,8 @@ END $$;
 SELECT tasksched.register_action('end_itself', 'end_itself');
 EOT
 $task = schedule($node, q{'end_itself'});
-wait_until($node, "SELECT launch >= 3 FROM tasksched.tasks WHERE id = '$task'", 'an action that terminates its worker is launched again');
+wait_until($node, "SELECT launch >= 3 FROM tasksched.tasks WHERE id = '$task'",
+	'an action that terminates its worker is launched again');
 is(field_of($node, $task, q{clock_timestamp() - started_at >= (launch - 1) * interval '1 s', crashes}),
 	't|0', 'a second later each time');
 is(sql($node, "SELECT tasksched.cancel_task('$task')"), 't', 'it can be cancelled');
@@ -225,7 +229,8 @@ sql($node, "SELECT pg_terminate_backend($ended)");
 process_gone($ended);
 open_gate($node, 'commit');
 wait_for_status($node, $task, 'complete', 'terminated there, it is resumed');
-is(sql($node, "SELECT launch, (SELECT count(*) FROM entries) FROM tasksched.get_task('$task')"), '2|1', 'and its effects and its outcome come together');
+is(sql($node, "SELECT launch, (SELECT count(*) FROM entries) FROM tasksched.get_task('$task')"),
+	'2|1', 'and its effects and its outcome come together');
 
 # ---------------------------------------------------------------------------
 # pg_cancel_backend
@@ -240,7 +245,8 @@ is(field_of($node, $task, "attempt, launch, crashes, error_details->>'sqlstate'"
 # ---------------------------------------------------------------------------
 foreach my $function ('pg_terminate_backend', 'pg_cancel_backend')
 {
-	wait_until($node, "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND state = 'idle'",
+	wait_until($node,
+		"SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND state = 'idle'",
 		'there is an idle worker');
 	sql($node, "SELECT $function(pid) FROM pg_stat_activity WHERE backend_type = 'tasksched worker'");
 	my $next = schedule($node, q{'note'});

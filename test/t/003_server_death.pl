@@ -65,7 +65,8 @@ EOT
 # not at once: the session that schedules it would be hit as well
 my $poison = schedule($node, q{'poison', delay => '1 s'});
 wait_for_status($node, $poison, 'failed', 'a task that always crashes the server at once has failed');
-is(field_of($node, $poison, 'crashes, attempt, error'), '3|1|task crashed its worker process 3 times', 'for that reason');
+is(field_of($node, $poison, 'crashes, attempt, error'),
+	'3|1|task crashed its worker process 3 times', 'for that reason');
 $killed += 3;
 
 # ---------------------------------------------------------------------------
@@ -73,9 +74,11 @@ $killed += 3;
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE TABLE ledger (n int NOT NULL);
-CREATE FUNCTION enter(params jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO public.ledger VALUES ((params ->> 'n')::int) $$;
+CREATE FUNCTION enter(params jsonb) RETURNS void
+LANGUAGE sql AS $$ INSERT INTO public.ledger VALUES ((params ->> 'n')::int) $$;
 SELECT tasksched.register_action('enter', 'enter');
-SELECT count(*) FROM tasksched.schedule_tasks('enter', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 10000) n));
+SELECT count(*)
+FROM tasksched.schedule_tasks('enter', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 10000) n));
 EOT
 my $done = q{SELECT count(*) FROM tasksched.tasks WHERE action = 'enter' AND status = 'complete'};
 wait_until($node, "SELECT ($done) > 1000", '1,000 of 10,000 are done');
@@ -88,8 +91,10 @@ $node->start;
 wait_until($node, "SELECT ($done) > 7000", '7,000 are done, after an immediate restart');
 signal_process('TERM', scheduler_pid($node));
 wait_value($node, $done, 10000, 'all are done');
-is(sql($node, 'SELECT count(*), count(DISTINCT n), min(n), max(n) FROM ledger'), '10000|10000|1|10000', 'each exactly once');
-is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'enter' AND crashes > 1}), 0, 'at most one crash is counted for any');
+is(sql($node, 'SELECT count(*), count(DISTINCT n), min(n), max(n) FROM ledger'),
+	'10000|10000|1|10000', 'each exactly once');
+is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'enter' AND crashes > 1}),
+	0, 'at most one crash is counted for any');
 
 $node->stop;
 check_log($node, signals => $killed);

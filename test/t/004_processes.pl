@@ -30,7 +30,8 @@ is(sql($node, "SELECT tasksched.task_is_running('$held')", 'other'), 't', 'one t
 sql($node, 'DROP EXTENSION tasksched CASCADE', 'other');
 wait_value($node, "SELECT count(*) FROM pg_stat_activity WHERE datname = 'other' AND backend_type ~ 'tasksched'",
 	0, 'DROP EXTENSION ends its scheduler and its workers');
-sql($node, 'DROP TABLE runs, gates; DROP FUNCTION nap, raising; CREATE EXTENSION tasksched; DROP EXTENSION tasksched', 'other');
+sql($node, 'DROP TABLE runs, gates; DROP FUNCTION nap, raising; CREATE EXTENSION tasksched; DROP EXTENSION tasksched',
+	'other');
 create_fixtures($node, 'other');
 $id = schedule($node, q{'note'}, 'other');
 wait_for_status($node, $id, 'complete', 'an extension that was dropped and created again works', 'other');
@@ -84,13 +85,15 @@ wait_for_status($node, $id, 'complete', 'and an ordinary role again');
 is(sql($node, 'SELECT super FROM seen'), 'off', 'and so does its task');
 
 # its own transactions may be read-only or repeatable read: ours are not
-sql($node, q{ALTER ROLE nologin SET default_transaction_read_only = on; ALTER ROLE nologin SET default_transaction_isolation = 'repeatable read'});
+sql($node, q{ALTER ROLE nologin SET default_transaction_read_only = on;
+	ALTER ROLE nologin SET default_transaction_isolation = 'repeatable read'});
 $id = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('nap', params => '{"s": 0}')});
 wait_for_status($node, $id, 'complete', 'a role whose transactions are read-only runs a task');
 $id = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('note')});
 wait_for_status($node, $id, 'failed', 'which may not write');
 is(field_of($node, $id, q{error_details ->> 'sqlstate'}), '25006', 'as the setting says');
-sql($node, q{ALTER ROLE nologin RESET default_transaction_read_only; ALTER ROLE nologin RESET default_transaction_isolation});
+sql($node,
+	q{ALTER ROLE nologin RESET default_transaction_read_only; ALTER ROLE nologin RESET default_transaction_isolation});
 
 # a role that may not connect, and one that has gone
 sql($node, q{REVOKE CONNECT ON DATABASE postgres FROM PUBLIC});
@@ -109,7 +112,8 @@ $node->append_conf('postgresql.conf', "tasksched.enabled = off\n");
 $node->reload;
 wait_value($node, 'SELECT state FROM tasksched.status', 'disabled', 'tasksched.enabled = off is seen');
 $id = schedule($node, q{'note'});
-wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'", 'tasksched.enabled is off', 'nothing is launched');
+wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'", 'tasksched.enabled is off',
+	'nothing is launched');
 $node->append_conf('postgresql.conf', "tasksched.enabled = on\ntasksched.worker_idle_timeout = 0\n");
 $node->reload;
 wait_for_status($node, $id, 'complete', 'on again: it runs');
@@ -130,13 +134,15 @@ wait_for_running($node, $id, 'a task is in its first stage');
 sql($node, 'SELECT tasksched.pause_scheduler()');
 wait_value($node, 'SELECT state FROM tasksched.status', 'paused', 'the scheduler is paused');
 open_gate($node, 'stages');
-wait_value($node, "SELECT status, launch, result FROM tasksched.tasks WHERE id = '$id'", 'scheduled|1|1', 'the next stage waits');
+wait_value($node, "SELECT status, launch, result FROM tasksched.tasks WHERE id = '$id'", 'scheduled|1|1',
+	'the next stage waits');
 sql($node, 'SELECT tasksched.resume_scheduler()');
 wait_for_status($node, $id, 'complete', 'and runs when it is resumed');
 is(field_of($node, $id, 'launch, attempt'), '2|1', 'as the next launch');
 sql($node, 'TRUNCATE runs');
 my @ids = map { schedule($node, q{'note'}) } 1 .. 5;
-wait_value($node, 'SELECT count(*), count(DISTINCT pid) FROM runs', '5|5', 'worker_idle_timeout = 0: a process for each task');
+wait_value($node, 'SELECT count(*), count(DISTINCT pid) FROM runs', '5|5',
+	'worker_idle_timeout = 0: a process for each task');
 wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker'}, 0, 'none is left');
 $node->append_conf('postgresql.conf', "tasksched.worker_idle_timeout = '1min'\ntasksched.max_running_tasks = 2\n");
 $node->reload;
@@ -146,7 +152,8 @@ wait_value($node, 'SELECT max_running FROM tasksched.status', 2, 'max_running_ta
 @ids = map { schedule($node, q{'hold', 'pair'}) } 1 .. 2;
 wait_for_running($node, \@ids, 'two workers');
 open_gate($node, 'pair');
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'pair' AND status = 'complete'}, 2, 'are idle');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'pair' AND status = 'complete'}, 2,
+	'are idle');
 my $idle = join(',', pids_of($node, 'tasksched worker', 'postgres'));
 sql($node, 'SELECT tasksched.pause_scheduler()');
 wait_value($node, 'SELECT state FROM tasksched.status', 'paused', 'paused');
@@ -164,7 +171,8 @@ $node->append_conf('postgresql.conf', "tasksched.max_running_tasks = 4\n");
 $node->reload;
 wait_value($node, 'SELECT running FROM tasksched.status', 4, 'four, after a reload');
 open_gate($node, 'limit');
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'limit' AND status = 'complete'}, 5, 'all complete');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'limit' AND status = 'complete'}, 5,
+	'all complete');
 
 # ---------------------------------------------------------------------------
 # An idle scheduler goes, and comes back for a commit and for a due time
@@ -179,13 +187,16 @@ wait_for_status($node, $later, 'complete', 'and for a due time');
 is(field_of($node, $later, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'which is met');
 
 # a reload starts none
-wait_value($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('tasksched worker', 'tasksched scheduler')", 0, 'all have gone');
+wait_value($node,
+	"SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('tasksched worker', 'tasksched scheduler')", 0,
+	'all have gone');
 $node->append_conf('postgresql.conf', "tasksched.scheduler_idle_timeout = 600\n");
 $node->reload;
 sql($node, 'CREATE DATABASE fresh');
 sql($node, 'CREATE EXTENSION tasksched', 'fresh');
 scheduler_pid($node, 'fresh');
-is(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}), 'idle', 'a reload starts no scheduler for nothing');
+is(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}),
+	'idle', 'a reload starts no scheduler for nothing');
 $node->stop;
 check_log($node);
 
@@ -200,17 +211,22 @@ sql($small, "CREATE DATABASE db$_ TEMPLATE db1") foreach 2 .. 8;
 sql($small, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{3}'))}, $_) foreach @dbs;
 wait_value($small, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete' AND attempt = 1}, 3,
 	"max_worker_processes = 4: the tasks of $_ have their turn", $_) foreach @dbs;
-my @seconds = sort { $a <=> $b } map { sql($small, q{SELECT extract(epoch FROM max(started_at)) FROM tasksched.tasks}, $_) } @dbs;
+my @seconds = sort { $a <=> $b }
+  map { sql($small, q{SELECT extract(epoch FROM max(started_at)) FROM tasksched.tasks}, $_) } @dbs;
 my $took = $seconds[-1] - $seconds[0];
 note("the turns took $took s");
 cmp_ok($took, '<', 1.5 * $#dbs, 'a turn ends before its 2 s if there is nothing left to do');
 sql($small, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{5}'), resource_id => 'slots')});
-wait_until($small, q{SELECT count(*) > 0 FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'active'}, 'some run');
-wait_until($small, q{SELECT count(*) > 0 AND bool_and(attempt = 0) FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'scheduled'},
+wait_until($small, q{SELECT count(*) > 0 FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'active'},
+	'some run');
+wait_until($small, q{SELECT count(*) > 0 AND bool_and(attempt = 0) FROM tasksched.tasks
+	WHERE resource_id = 'slots' AND status = 'scheduled'},
 	'the others wait, no attempt is used up');
-wait_for_log($small, qr/no free background worker slot.*\n.*HINT: .*max_worker_processes \(currently 4\)/, 0, 'the log names the setting');
+wait_for_log($small, qr/no free background worker slot.*\n.*HINT: .*max_worker_processes \(currently 4\)/, 0,
+	'the log names the setting');
 open_gate($small, 'slots');
-wait_value($small, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'complete' AND attempt = 1},
+wait_value($small,
+	q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'slots' AND status = 'complete' AND attempt = 1},
 	5, 'and run as soon as there is a slot');
 $small->stop;
 check_log($small);

@@ -37,14 +37,16 @@ SKIP:
 
 	foreach my $libraries ('pg_stat_statements, tasksched', 'tasksched, pg_stat_statements')
 	{
-		$node->append_conf('postgresql.conf', "shared_preload_libraries = '$libraries'\npg_stat_statements.track = all\n");
+		$node->append_conf('postgresql.conf',
+			"shared_preload_libraries = '$libraries'\npg_stat_statements.track = all\n");
 		$node->restart;
 		sql($node, 'CREATE EXTENSION IF NOT EXISTS pg_stat_statements; SELECT pg_stat_statements_reset()');
 		$id = schedule($node, q{'note'});
 		wait_for_status($node, $id, 'complete', "$libraries: a task runs");
 		sql($node, 'CREATE DATABASE beside');
 		sql($node, 'DROP DATABASE beside');
-		is(sql($node, q{SELECT count(*) FILTER (WHERE query ~ 'INSERT INTO public.runs'), count(*) FILTER (WHERE query ~ '^(CREATE|DROP) DATABASE beside') FROM pg_stat_statements}),
+		is(sql($node, q{SELECT count(*) FILTER (WHERE query ~ 'INSERT INTO public.runs'),
+				count(*) FILTER (WHERE query ~ '^(CREATE|DROP) DATABASE beside') FROM pg_stat_statements}),
 			'1|2', "$libraries: the other one sees all statements");
 	}
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'tasksched'\n");
@@ -54,12 +56,15 @@ SKIP:
 # A library and an extension that do not fit
 # ---------------------------------------------------------------------------
 sql($node, q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'tasksched'});
-my $stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000', 'another version of the extension is an error');
+my $stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000',
+	'another version of the extension is an error');
 like($stderr, qr/HINT:.*ALTER EXTENSION tasksched UPDATE/, 'with a hint');
 sqlstate_is($node, 'SELECT * FROM tasksched.get_tasks()', '55000', 'in every function');
 $node->restart;
 wait_until($node, q{SELECT last_error ~ 'does not fit' FROM tasksched.status}, 'the scheduler tells');
-sql($node, q{UPDATE pg_extension SET extversion = (SELECT default_version FROM pg_available_extensions WHERE name = 'tasksched') WHERE extname = 'tasksched'});
+sql($node, q{UPDATE pg_extension
+	SET extversion = (SELECT default_version FROM pg_available_extensions WHERE name = 'tasksched')
+	WHERE extname = 'tasksched'});
 $node->reload;
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'and goes on when they fit again');

@@ -20,7 +20,8 @@ $id = schedule($node, q{'nap', params => '{"s": 0}'});
 wait_for_status($node, $id, 'complete', 'a first task');
 sql($node, q{SELECT count(*) FROM tasksched.schedule_tasks('nap', array_fill('{"s": 0}'::jsonb, '{3000}'))});
 wait_value($node, 'SELECT count(*) FROM tasksched.live', 0, '3,000 more');
-wait_until($node, q{SELECT n_tup_del >= 3001 FROM pg_stat_all_tables WHERE relid = 'tasksched.live'::regclass}, 'the statistics have arrived');
+wait_until($node, q{SELECT n_tup_del >= 3001 FROM pg_stat_all_tables WHERE relid = 'tasksched.live'::regclass},
+	'the statistics have arrived');
 cmp_ok(sql($node, q{SELECT sum(idx_tup_read) / 3001 FROM pg_stat_all_indexes WHERE relid = 'tasksched.live'::regclass}),
 	'<', 100, 'index entries read for each');
 
@@ -31,20 +32,25 @@ my @ids = map { schedule($node, "'note', delay => '$_ s'") } (0.2, 0.7, 1.5, 2);
 foreach my $one (@ids)
 {
 	wait_for_status($node, $one, 'complete', 'a task runs at its due time');
-	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
+	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}),
+		't', 'neither before nor long after');
 }
 # those that come along with one that is due at once
-@ids = split /\n/, sql($node, q{SELECT tasksched.schedule_task('note', delay => d) FROM unnest('{0 s,0.8 s,1.5 s}'::interval[]) d});
+@ids = split /\n/,
+  sql($node, q{SELECT tasksched.schedule_task('note', delay => d) FROM unnest('{0 s,0.8 s,1.5 s}'::interval[]) d});
 foreach my $one (@ids)
 {
 	wait_for_status($node, $one, 'complete', 'a task that was scheduled with an earlier one runs at its due time');
-	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
+	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}),
+		't', 'neither before nor long after');
 }
 my $tomorrow = schedule($node, q{'note', delay => '1 day'});
 my $moved = schedule($node, q{'note', delay => '1 day'});
-sql($node, "SELECT tasksched.schedule_task('note'), tasksched.update_task('$moved', run_at => now() + interval '0.8 s')");
+sql($node,
+	"SELECT tasksched.schedule_task('note'), tasksched.update_task('$moved', run_at => now() + interval '0.8 s')");
 wait_for_status($node, $moved, 'complete', 'one that gets an earlier due time beside it, too');
-is(field_of($node, $moved, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'neither before nor long after');
+is(field_of($node, $moved, q{started_at >= run_at AND started_at < run_at + interval '1 s'}),
+	't', 'neither before nor long after');
 sql($node, "SELECT tasksched.update_task('$tomorrow', result => '1')");
 is(field_of($node, $tomorrow, 'status, launch'), 'scheduled|0', 'an update does not make a task run');
 sql($node, "SELECT tasksched.update_task('$tomorrow', run_at => now())");
@@ -57,7 +63,9 @@ wait_for_status($node, schedule($node, q{'note'}), 'complete', 'there is a worke
 my $moment = sql($node, 'SELECT clock_timestamp()');
 sql($node, 'CREATE ROLE someone; ALTER ROLE someone SUPERUSER; ALTER ROLE someone RENAME TO somebody');
 wait_for_status($node, schedule($node, q{'note'}), 'complete', 'after a change of another role');
-is(sql($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND backend_start > '$moment'"), 0, 'it runs the next task');
+is(sql($node,
+		"SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND backend_start > '$moment'"),
+	0, 'it runs the next task');
 
 # ---------------------------------------------------------------------------
 # An idle scheduler runs no query
@@ -65,7 +73,8 @@ is(sql($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasks
 my $far = schedule($node, q{'note', delay => '2 h'});
 wait_value($node, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'nothing runs');
 my $scans = q{SELECT idx_scan + seq_scan FROM pg_stat_all_tables WHERE relid = 'tasksched.live'::regclass};
-wait_until($node, "SELECT backend_xmin IS NULL AND xact_start IS NULL FROM pg_stat_activity WHERE backend_type = 'tasksched scheduler'",
+wait_until($node, qq{SELECT backend_xmin IS NULL AND xact_start IS NULL FROM pg_stat_activity
+	WHERE backend_type = 'tasksched scheduler'},
 	'an idle scheduler is in no transaction');
 sql($node, 'SELECT pg_sleep(1) /* whatever it still has to report */');
 my $before = sql($node, $scans);
@@ -85,7 +94,8 @@ $node->append_conf('postgresql.conf', "tasksched.stuck_after = '1s'\n");
 $node->reload;
 my $position = log_position($node);
 my $stuck = schedule($node, q{'hold', 'stuck'});
-wait_until($node, "SELECT count(*) = 1 FROM tasksched.stuck_tasks WHERE id = '$stuck'", 'a task without an update is stuck');
+wait_until($node, "SELECT count(*) = 1 FROM tasksched.stuck_tasks WHERE id = '$stuck'",
+	'a task without an update is stuck');
 wait_for_log($node, qr/WARNING: .*task \Q$stuck\E \(action "hold"\) is active/, $position, 'and warned of');
 my $scan = sql($node, 'SELECT last_scan FROM tasksched.status');
 wait_until($node, "SELECT last_scan > '$scan'::timestamptz + interval '2 s' FROM tasksched.status", 'some scans later');
@@ -97,7 +107,8 @@ wait_for_status($node, $stuck, 'complete', 'it completes');
 # retention, of the cancelled as well
 $node->append_conf('postgresql.conf', "tasksched.keep_finished_tasks = '1s'\n");
 $node->reload;
-wait_value($node, 'SELECT count(*) FROM tasksched.finished', 0, 'old finished tasks are deleted, whatever their status');
+wait_value($node, 'SELECT count(*) FROM tasksched.finished', 0,
+	'old finished tasks are deleted, whatever their status');
 
 # ---------------------------------------------------------------------------
 # Cancel
@@ -121,7 +132,8 @@ EOT
 $id = schedule($node, q{'stubborn'});
 wait_for_running($node, $id, 'an action that catches query_canceled runs, and has called update_task');
 my $worker = worker_pid($node, $id);
-is(sql($node, "SET lock_timeout = '10s'; BEGIN; SELECT tasksched.cancel_task('$id'); ROLLBACK; SELECT status FROM tasksched.get_task('$id')"),
+is(sql($node, qq{SET lock_timeout = '10s'; BEGIN; SELECT tasksched.cancel_task('$id'); ROLLBACK;
+		SELECT status FROM tasksched.get_task('$id')}),
 	"t\nactive", 'a cancel that is rolled back does not wait and changes nothing');
 is(sql($node, "SELECT tasksched.task_is_running('$id')"), 't', 'it goes on');
 sql($node, "BEGIN; SAVEPOINT s; SELECT tasksched.cancel_task('$id'); ROLLBACK TO s; COMMIT");
@@ -156,11 +168,13 @@ END $$;
 SELECT tasksched.register_action('lock_for_a_while', 'lock_for_a_while');
 EOT
 my $locked = schedule($node, q{'note', delay => '1 h'});
-sql($node, "UPDATE tasksched.live SET run_at = now() + interval '4 s' WHERE id = '$locked'; SELECT tasksched.resume_scheduler()");
+sql($node, qq{UPDATE tasksched.live SET run_at = now() + interval '4 s' WHERE id = '$locked';
+	SELECT tasksched.resume_scheduler()});
 my $locker = schedule($node, "'lock_for_a_while', params => '{\"id\": \"$locked\"}'");
 wait_until($node, "SELECT count(*) = 1 FROM tasksched.running_tasks WHERE task_id = '$locker' AND progress IS NOT NULL",
 	'an action has cancelled a task in a subtransaction');
-wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$locked'", 'the task becomes due');
+wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$locked'",
+	'the task becomes due');
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'one whose row is locked holds up no other');
 is(status_of($node, $locked), 'scheduled', 'it waits');
@@ -172,7 +186,8 @@ wait_for_status($node, $locker, 'complete', 'it completes');
 
 $locked = schedule($node, q{'note', delay => '2 s'});
 sql($node, "BEGIN; SELECT tasksched.cancel_task('$locked'); PREPARE TRANSACTION 'p3'");
-wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$locked'", 'another becomes due, locked');
+wait_until($node, "SELECT now() > run_at + interval '0.5 s' FROM tasksched.tasks WHERE id = '$locked'",
+	'another becomes due, locked');
 is(status_of($node, $locked), 'scheduled', 'it waits');
 sql($node, q{ROLLBACK PREPARED 'p3'});
 wait_for_status($node, $locked, 'complete', 'and runs when the prepared cancel is rolled back');

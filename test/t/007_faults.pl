@@ -125,7 +125,8 @@ my @neighbours = split /\n/,
 # Only the neighbours run, each in this launch
 sub neighbours_run
 {
-	return sprintf("(SELECT count(*) = 3 AND bool_and(state = 'running' AND action = 'hold' AND launch = %d) FROM tasksched.running_tasks)",
+	return sprintf(qq{(SELECT count(*) = 3 AND bool_and(state = 'running' AND action = 'hold' AND launch = %d)
+		FROM tasksched.running_tasks)},
 		$launch);
 }
 
@@ -135,7 +136,8 @@ sub wait_for_stop
 	my ($point, $flush) = @_;
 
 	wait_until($node, "SELECT fault_pid('$point') IS NOT NULL", "a process stops at \"$point\"");
-	return sql($node, "SELECT fault_pid('$point')" . ($flush ? " FROM pg_logical_emit_message(true, 'test', 'flush')" : ''));
+	return sql($node,
+		"SELECT fault_pid('$point')" . ($flush ? " FROM pg_logical_emit_message(true, 'test', 'flush')" : ''));
 }
 
 # The rest of the fault, with a process that stands at the point
@@ -173,9 +175,11 @@ sub outcome_of
 	my ($task) = @_;
 
 	return sql($node, <<"EOT");
-SELECT concat_ws(' ', nullif(t.status, 'complete'), t.launch, t.crashes, r.n, r.again, nullif('attempt ' || attempt, 'attempt 1'))
+SELECT concat_ws(' ', nullif(t.status, 'complete'), t.launch, t.crashes, r.n, r.again,
+	nullif('attempt ' || attempt, 'attempt 1'))
 FROM tasksched.tasks t,
-	(SELECT count(*) AS n, max('first again') FILTER (WHERE first_launch AND launch > 1) AS again FROM runs WHERE id = '$task') r
+	(SELECT count(*) AS n, max('first again') FILTER (WHERE first_launch AND launch > 1) AS again
+		FROM runs WHERE id = '$task') r
 WHERE t.id = '$task'
 EOT
 }
@@ -215,7 +219,8 @@ sub cycle
 		$launch-- if ($opt{before} // '') eq 'KILL' && $fault ne 'TERM';
 	}
 
-	wait_until($node, "SELECT status IN ('complete', 'failed') AND " . neighbours_run() . " FROM tasksched.tasks WHERE id = '$task'",
+	wait_until($node,
+		"SELECT status IN ('complete', 'failed') AND " . neighbours_run() . " FROM tasksched.tasks WHERE id = '$task'",
 		"$name: the task has finished, its neighbours run");
 	my $took = time - $start;
 	like(outcome_of($task), qr/^($expected)$/, $name);
@@ -294,9 +299,11 @@ wait_until($node, 'SELECT ' . neighbours_run(), 'the neighbours run, the locked 
 # ---------------------------------------------------------------------------
 sql($node, q{CREATE ROLE unlucky; SELECT tasksched.grant_usage('unlucky')});
 my $position = log_position($node);
-my $unlucky = sql($node, q{SELECT fault_arm('worker attached', 'error'); SET ROLE unlucky; SELECT tasksched.schedule_task('note')}) =~ s/\s//gr;
+my $unlucky = sql($node, q{SELECT fault_arm('worker attached', 'error'); SET ROLE unlucky;
+	SELECT tasksched.schedule_task('note')}) =~ s/\s//gr;
 wait_for_log($node, qr/fault at point "worker attached"/, $position, 'a worker fails to start');
-wait_value($node, "SELECT reason FROM fault_arm('worker attached', 'error'), tasksched.blocked_tasks WHERE id = '$unlucky'",
+wait_value($node,
+	"SELECT reason FROM fault_arm('worker attached', 'error'), tasksched.blocked_tasks WHERE id = '$unlucky'",
 	'workers of the role that owns the task fail to start; see the server log', 'blocked_tasks says so');
 wait_for_log($node, qr/(fault at point "worker attached".*){2}/s, $position, 'so does the next one');
 sql($node, q{SELECT fault_release('worker attached')});
@@ -343,11 +350,13 @@ foreach my $case (
 	wait_for_stop('tasks reaped');
 	sql($node, sprintf($how, $task));
 	sql($node, q{SELECT fault_release('in action')});
-	wait_for_log($node, qr/57014 ERROR: .*task $task was cancelled or deleted while its action ran/, $position, "$name: a commit finds out");
+	wait_for_log($node, qr/57014 ERROR: .*task $task was cancelled or deleted while its action ran/, $position,
+		"$name: a commit finds out");
 	sql($node, q{SELECT fault_release('tasks reaped')});
 	wait_until($node, 'SELECT ' . neighbours_run(), "$name: nothing but the neighbours runs");
 	is(field_of($node, $task, 'status, launch, result'), $expected, "$name: that is how it stays");
-	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$task'"), $rows, "$name: no effects but those of commits before");
+	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$task'"),
+		$rows, "$name: no effects but those of commits before");
 }
 
 # ---------------------------------------------------------------------------
@@ -355,7 +364,8 @@ foreach my $case (
 # deleted, its owner becomes a superuser, its function is dropped, its database is
 # renamed
 # ---------------------------------------------------------------------------
-foreach my $case ([ 'task taken', $cancel, 'cancelled|1' ], [ 'task taken', $delete, '' ], [ 'task read', $cancel, 'cancelled|1' ])
+foreach my $case ([ 'task taken', $cancel, 'cancelled|1' ], [ 'task taken', $delete, '' ],
+	[ 'task read', $cancel, 'cancelled|1' ])
 {
 	my ($point, $how, $expected) = @$case;
 	my $name = "$point, " . sprintf($how, '...');
@@ -372,29 +382,37 @@ foreach my $case ([ 'task taken', $cancel, 'cancelled|1' ], [ 'task taken', $del
 	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$task'"), 0, "$name: it has no effects");
 }
 
-$unlucky = sql($node, q{SELECT fault_arm('worker attached', 'stop'); SET ROLE unlucky; SELECT tasksched.schedule_task('note')}) =~ s/\s//gr;
+$unlucky = sql($node, q{SELECT fault_arm('worker attached', 'stop'); SET ROLE unlucky;
+	SELECT tasksched.schedule_task('note')}) =~ s/\s//gr;
 wait_for_stop('worker attached');
 sql($node, q{ALTER ROLE unlucky SUPERUSER; SELECT fault_release('worker attached')});
 wait_for_status($node, $unlucky, 'complete', 'its owner becomes a superuser: the task runs');
 is(field_of($node, $unlucky, 'launch, attempt'), '1|1', 'in its first launch');
 
-sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1)'; SELECT tasksched.register_action('fleeting', 'fleeting')});
+sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1)';
+	SELECT tasksched.register_action('fleeting', 'fleeting')});
 $position = log_position($node);
 my $fleeting = sql($node, q{SELECT tasksched.schedule_task('fleeting') FROM fault_arm('task taken', 'stop')});
 wait_for_stop('task taken');
 sql($node, q{DROP FUNCTION fleeting(); SELECT fault_release('task taken')});
-wait_for_log($node, qr/could not launch task $fleeting: the action's function \S*fleeting\(\) does not exist/, $position, 'its function is dropped: the log says so');
-wait_value($node, "SELECT status, launch, attempt FROM tasksched.tasks WHERE id = '$fleeting'", 'scheduled|0|0', 'nothing is counted');
-sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(2)'; SELECT tasksched.register_action('fleeting', 'fleeting')});
+wait_for_log($node, qr/could not launch task $fleeting: the action's function \S*fleeting\(\) does not exist/,
+	$position, 'its function is dropped: the log says so');
+wait_value($node, "SELECT status, launch, attempt FROM tasksched.tasks WHERE id = '$fleeting'", 'scheduled|0|0',
+	'nothing is counted');
+sql($node, q{CREATE FUNCTION fleeting() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(2)';
+	SELECT tasksched.register_action('fleeting', 'fleeting')});
 wait_for_status($node, $fleeting, 'complete', 'it runs when there is one again');
 is(field_of($node, $fleeting, 'launch, attempt, result'), '1|1|2', 'in its first launch');
 
-sql($node, q{CREATE PROCEDURE fleeting_procedure() LANGUAGE sql AS 'SELECT 1'; SELECT tasksched.register_action('fleeting_procedure', 'fleeting_procedure')});
+sql($node, q{CREATE PROCEDURE fleeting_procedure() LANGUAGE sql AS 'SELECT 1';
+	SELECT tasksched.register_action('fleeting_procedure', 'fleeting_procedure')});
 $fleeting = sql($node, q{SELECT tasksched.schedule_task('fleeting_procedure') FROM fault_arm('task read', 'stop')});
 wait_for_stop('task read');
 sql($node, q{DROP PROCEDURE fleeting_procedure(); SELECT fault_release('task read')});
-wait_value($node, "SELECT status, launch, attempt FROM tasksched.tasks WHERE id = '$fleeting'", 'scheduled|0|0', 'its procedure is dropped when its worker has looked for it: the task has not begun');
-wait_until($node, "SELECT reason ~ 'does not exist' FROM tasksched.blocked_tasks WHERE id = '$fleeting'", 'and is held');
+wait_value($node, "SELECT status, launch, attempt FROM tasksched.tasks WHERE id = '$fleeting'", 'scheduled|0|0',
+	'its procedure is dropped when its worker has looked for it: the task has not begun');
+wait_until($node, "SELECT reason ~ 'does not exist' FROM tasksched.blocked_tasks WHERE id = '$fleeting'",
+	'and is held');
 
 sql($node, 'CREATE DATABASE moving');
 create_fixtures($node, 'moving');
@@ -411,9 +429,11 @@ is(field_of($node, $moving, 'launch, attempt', 'moved'), '1|1', 'in its first la
 open_gate($node, 'gate');
 wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'gate' AND status = 'complete'",
 	3, 'they complete');
-is(sql($node, "SELECT count(*), min(launch), max(launch), max(attempt), max(crashes) FROM tasksched.tasks WHERE resource_id = 'gate'"),
+is(sql($node, qq{SELECT count(*), min(launch), max(launch), max(attempt), max(crashes) FROM tasksched.tasks
+		WHERE resource_id = 'gate'}),
 	"3|$launch|$launch|1|0", 'with neither attempts nor crashes counted');
-is(sql($node, "SELECT count(*), count(DISTINCT r.id), bool_or(r.first_launch) FROM runs r JOIN tasksched.tasks t USING (id) WHERE resource_id = 'gate'"),
+is(sql($node, qq{SELECT count(*), count(DISTINCT r.id), bool_or(r.first_launch)
+		FROM runs r JOIN tasksched.tasks t USING (id) WHERE resource_id = 'gate'}),
 	'3|3|f', 'each exactly once');
 
 # no slot has been lost on the way

@@ -117,19 +117,24 @@ BEGIN
 END $$
 EOT
 is(sql($node, 'SELECT count(*) FROM seen'), 0, 'its effects are rolled back');
-is(outcome(q{DO $$ BEGIN PERFORM 1/0; EXCEPTION WHEN OTHERS THEN NULL; END $$}), 'complete|', 'an error that is caught is none');
+is(outcome(q{DO $$ BEGIN PERFORM 1/0; EXCEPTION WHEN OTHERS THEN NULL; END $$}),
+	'complete|', 'an error that is caught is none');
 
 # a message of a megabyte, and one beyond any measure
-fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', 1200000), DETAIL = repeat('d', 600000); END $$},
+fails_with($pid,
+	q{DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', 1200000), DETAIL = repeat('d', 600000); END $$},
 	'P0001', 'a long message');
-is(field_of($node, $last, q{error = repeat('m', 1200000) AND error_details->>'detail' = repeat('d', 600000)}), 't', 'is kept');
+is(field_of($node, $last, q{error = repeat('m', 1200000) AND error_details->>'detail' = repeat('d', 600000)}),
+	't', 'is kept');
 sql($node, q{ALTER SYSTEM SET log_min_messages = fatal});
 $node->reload;
 wait_value($node, 'SHOW log_min_messages', 'fatal', 'what follows is not logged');
 next_is_fine($pid, 'a reload');
-fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', 20000000), DETAIL = repeat('d', 20000000), HINT = repeat('h', 20000000); END $$},
+fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION USING
+		MESSAGE = repeat('m', 20000000), DETAIL = repeat('d', 20000000), HINT = repeat('h', 20000000); END $$},
 	'P0001', 'an endless message');
-is(field_of($node, $last, q{length(error) BETWEEN 1200000 AND 16777216 AND octet_length(error_details::text) < 34000000}), 't', 'is cut');
+is(field_of($node, $last,
+		q{length(error) BETWEEN 1200000 AND 16777216 AND octet_length(error_details::text) < 34000000}), 't', 'is cut');
 sql($node, q{ALTER SYSTEM RESET log_min_messages});
 $node->reload;
 wait_value($node, 'SHOW log_min_messages', 'warning', 'and so on');
@@ -160,10 +165,13 @@ $gate->query(q{SELECT pg_advisory_lock(hashtext('far'))});
 my $far = schedule($node, q{'note', delay => '1 day'});
 $session->query(qq{SET deadlock_timeout = '1h'; BEGIN; SELECT tasksched.update_task('$far', result => '1')});
 my $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
-	"UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('far'); SELECT tasksched.update_task('$far', result => '2')"));
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1, 'an action holds a row');
+	qq{UPDATE stock SET n = 1 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('far');
+		SELECT tasksched.update_task('$far', result => '2')}));
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1,
+	'an action holds a row');
 $session->begin('UPDATE stock SET n = 2 WHERE item = 1; COMMIT');
-wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session that has changed a task waits for that row');
+wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1,
+	'a session that has changed a task waits for that row');
 $gate->query('SELECT pg_advisory_unlock_all()');
 wait_for_status($node, $id, 'failed', 'a deadlock between an action and update_task fails the one that finds it');
 is(field_of($node, $id, q{error_details->>'sqlstate'}), '40P01', 'as a deadlock');
@@ -177,10 +185,12 @@ $gate->query(q{SELECT pg_advisory_lock(hashtext('deadlock'))});
 $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
 	q{UPDATE stock SET n = 3 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('deadlock')}));
 wait_for_running($node, $id, 'an action holds a row');
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1, 'for certain');
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted}, 1,
+	'for certain');
 $session->query("BEGIN; SELECT tasksched.cancel_task('$id')");
 $session->begin('UPDATE stock SET n = 4 WHERE item = 1; COMMIT');
-wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1, 'a session that has cancelled it waits for that row');
+wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $session->pid . '))', 1,
+	'a session that has cancelled it waits for that row');
 $gate->query('SELECT pg_advisory_unlock_all()');
 $session->end;
 wait_for_status($node, $id, 'cancelled', 'a deadlock of the final update: the cancel stands');
@@ -188,16 +198,24 @@ is(sql($node, 'SELECT n FROM stock WHERE item = 1'), '4', 'and the effects are t
 next_is_fine($pid, 'a deadlock of the final update');
 
 # serialization failures: in a statement, and at the commit
-foreach my $case ([ 'repeatable read', 'UPDATE stock SET n = n + 1 WHERE item = 2', 'UPDATE stock SET n = n + 1 WHERE item = 2' ],
-	[ 'serializable', 'INSERT INTO stock SELECT 100 + count(*), 0 FROM stock', 'INSERT INTO stock SELECT 200 + count(*), 0 FROM stock' ])
+foreach my $case (
+	[   'repeatable read',
+		'UPDATE stock SET n = n + 1 WHERE item = 2',
+		'UPDATE stock SET n = n + 1 WHERE item = 2' ],
+	[   'serializable',
+		'INSERT INTO stock SELECT 100 + count(*), 0 FROM stock',
+		'INSERT INTO stock SELECT 200 + count(*), 0 FROM stock' ])
 {
 	my ($level, $theirs, $ours) = @$case;
 
 	$gate->query(qq{SELECT pg_advisory_lock(hashtext('$level'))});
-	$id = sql($node, qq{ALTER ROLE other SET default_transaction_isolation = '$level'; SELECT tasksched.grant_usage('other'); SET ROLE other;
-SELECT tasksched.schedule_task('run_sql', params => jsonb_build_object('sql', \$s\$SELECT count(*) FROM stock; SELECT wait_for_gate('$level'); $ours\$s\$))});
+	$id = sql($node, qq{ALTER ROLE other SET default_transaction_isolation = '$level';
+		SELECT tasksched.grant_usage('other'); SET ROLE other;
+		SELECT tasksched.schedule_task('run_sql', params => jsonb_build_object('sql',
+			\$s\$SELECT count(*) FROM stock; SELECT wait_for_gate('$level'); $ours\$s\$))});
 	$id =~ s/\s//g;
-	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, "$level: an action has its snapshot");
+	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1,
+		"$level: an action has its snapshot");
 	$session->query("BEGIN ISOLATION LEVEL SERIALIZABLE; $theirs; COMMIT");
 	$gate->query('SELECT pg_advisory_unlock_all()');
 	wait_for_status($node, $id, 'failed', "$level: it fails");
@@ -214,7 +232,8 @@ BEGIN
 	COMMIT;
 	PERFORM tasksched.update_task(task.id, error => 'step');
 	COMMIT;
-	outcome := CASE task.launch WHEN 1 THEN tasksched.proceed() WHEN 2 THEN tasksched.reschedule() ELSE tasksched.complete() END;
+	outcome := CASE task.launch
+		WHEN 1 THEN tasksched.proceed() WHEN 2 THEN tasksched.reschedule() ELSE tasksched.complete() END;
 END $$;
 SELECT tasksched.register_action('stages', 'stages');
 EOT
@@ -222,9 +241,11 @@ foreach my $settings (
 	[ 'default_transaction_read_only = on' ],
 	[ q{default_transaction_isolation = 'repeatable read'} ],
 	[ q{default_transaction_isolation = 'serializable'} ],
-	[ q{default_transaction_isolation = 'serializable'}, 'default_transaction_read_only = on', 'default_transaction_deferrable = on' ],
+	[ q{default_transaction_isolation = 'serializable'}, 'default_transaction_read_only = on',
+		'default_transaction_deferrable = on' ],
 	[ 'max_stack_depth = 100', 'row_security = off', 'enable_indexscan = off', 'enable_bitmapscan = off' ],
-	[ q{search_path = ''}, q{DateStyle = 'German'}, q{IntervalStyle = 'sql_standard'}, 'quote_all_identifiers = on', 'transform_null_equals = on' ],
+	[ q{search_path = ''}, q{DateStyle = 'German'}, q{IntervalStyle = 'sql_standard'}, 'quote_all_identifiers = on',
+		'transform_null_equals = on' ],
 	[ q{client_encoding = 'SJIS'}, 'session_replication_role = replica', 'lock_timeout = 1', 'statement_timeout = 1' ])
 {
 	my $name = join(', ', @$settings);
@@ -252,7 +273,8 @@ foreach my $case ([ 2147483647, 2 ], [ 2147483646, 1 ])
 	my ($before, $after) = @$case;
 
 	$id = schedule($node, q{'go_on', delay => '1 day'});
-	sql($node, "UPDATE tasksched.live SET launch = $before WHERE id = '$id'; SELECT tasksched.update_task('$id', run_at => now())");
+	sql($node, qq{UPDATE tasksched.live SET launch = $before WHERE id = '$id';
+		SELECT tasksched.update_task('$id', run_at => now())});
 	wait_for_status($node, $id, 'complete', "two launches after number $before");
 	is(field_of($node, $id, 'launch, attempt, setbacks'), "$after|1|0", 'the count has begun anew');
 }
@@ -282,22 +304,30 @@ next_is_fine($pid, 'a cancel that was caught');
 # ---------------------------------------------------------------------------
 # Name, what an action does, what the next looks at, what the two of them see
 my @leftovers = (
-	[ 'a cursor WITH HOLD', 'DECLARE c CURSOR WITH HOLD FOR SELECT 1', '(SELECT count(*) FROM pg_cursors WHERE is_holdable)', 1, 0 ],
+	[ 'a cursor WITH HOLD', 'DECLARE c CURSOR WITH HOLD FOR SELECT 1',
+		'(SELECT count(*) FROM pg_cursors WHERE is_holdable)', 1, 0 ],
 	[ 'a cursor', 'SELECT 1', q{(SELECT count(*) FROM pg_cursors WHERE name = 'c')}, 0, 0 ],
-	[ 'a temporary table', 'CREATE TEMP TABLE left_over (a int)', q{to_regclass('left_over') IS NOT NULL}, 'true', 'false' ],
+	[ 'a temporary table', 'CREATE TEMP TABLE left_over (a int)', q{to_regclass('left_over') IS NOT NULL},
+		'true', 'false' ],
 	[ 'an advisory lock', 'SELECT pg_advisory_lock(42), pg_advisory_lock(42), pg_advisory_lock_shared(43)',
 		q{(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())}, 2, 0 ],
 	[ 'SET', q{SET work_mem = '77kB'}, q{current_setting('work_mem')}, '77kB', '4MB' ],
 	[ 'SET LOCAL', q{SET LOCAL work_mem = '77kB'}, q{current_setting('work_mem')}, '77kB', '4MB' ],
 	[ 'a timeout', q{SET lock_timeout = '9s'; SET statement_timeout = '9s'},
 		q{current_setting('lock_timeout') || current_setting('statement_timeout')}, '9s9s', '00' ],
-	[ 'search_path', 'SET search_path = pg_catalog', q{current_setting('search_path')}, 'pg_catalog', '"$user", public' ],
-	[ 'client_encoding', 'SET client_encoding = LATIN1', q{current_setting('client_encoding')}, 'LATIN1', sql($node, 'SHOW server_encoding') ],
-	[ 'a setting of its own', q{SET my.setting = 'mine'}, q{coalesce(current_setting('my.setting', true), '')}, 'mine', '' ],
-	[ 'SET SESSION CHARACTERISTICS', 'SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY',
-		q{current_setting('default_transaction_isolation') || current_setting('default_transaction_read_only')}, 'serializableon', 'read committedoff' ],
+	[ 'search_path', 'SET search_path = pg_catalog', q{current_setting('search_path')}, 'pg_catalog',
+		'"$user", public' ],
+	[ 'client_encoding', 'SET client_encoding = LATIN1', q{current_setting('client_encoding')}, 'LATIN1',
+		sql($node, 'SHOW server_encoding') ],
+	[ 'a setting of its own', q{SET my.setting = 'mine'}, q{coalesce(current_setting('my.setting', true), '')},
+		'mine', '' ],
+	[ 'SET SESSION CHARACTERISTICS',
+		'SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY',
+		q{current_setting('default_transaction_isolation') || current_setting('default_transaction_read_only')},
+		'serializableon', 'read committedoff' ],
 	[ 'SET ROLE', 'SET ROLE other', 'current_user', 'other', $super ],
-	[ 'SET SESSION AUTHORIZATION', 'SET SESSION AUTHORIZATION other', 'session_user || current_user', 'otherother', $super x 2 ],
+	[ 'SET SESSION AUTHORIZATION', 'SET SESSION AUTHORIZATION other', 'session_user || current_user', 'otherother',
+		$super x 2 ],
 	[ 'PREPARE', 'PREPARE p AS SELECT 1', '(SELECT count(*) FROM pg_prepared_statements WHERE from_sql)', 1, 0 ],
 	[ 'a sequence', q{SELECT nextval('numbers')}, 'public.number_is_known()', 'true', 'false' ],
 	[ 'a temporary replication slot', q{SELECT pg_create_physical_replication_slot('temp', true, true)},
@@ -310,7 +340,8 @@ foreach my $leftover (@leftovers)
 	sql($node, 'TRUNCATE seen');
 	is(outcome("$leave; INSERT INTO public.seen VALUES (($look)::text)"), 'complete|', "$name is left behind");
 	is(sql($node, 'SELECT what FROM seen'), $before, "$name: seen in the task");
-	is(outcome("TRUNCATE public.seen; INSERT INTO public.seen VALUES (($look)::text)"), 'complete|', "$name: the next task is fine");
+	is(outcome("TRUNCATE public.seen; INSERT INTO public.seen VALUES (($look)::text)"),
+		'complete|', "$name: the next task is fine");
 	is(sql($node, 'SELECT what FROM seen'), $after, "$name: not seen in it");
 	is(pid_of_last(), $pid, "$name: in the same worker");
 }
@@ -343,15 +374,19 @@ EOT
 $id = schedule($node, q{'leave_and_fail'});
 wait_for_status($node, $id, 'failed', 'a procedure that fails after a COMMIT');
 is(field_of($node, $id, q{error_details->>'sqlstate', setbacks}), '22012|0', 'with its own error');
-is(outcome(q{TRUNCATE seen; INSERT INTO public.seen SELECT current_setting('work_mem') || current_setting('search_path') || current_setting('lock_timeout')
-	|| (to_regclass('pg_temp.left_over') IS NULL) || session_user || (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')}),
+is(outcome(q{TRUNCATE seen; INSERT INTO public.seen
+		SELECT current_setting('work_mem') || current_setting('search_path') || current_setting('lock_timeout')
+			|| (to_regclass('pg_temp.left_over') IS NULL) || session_user
+			|| (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')}),
 	'complete|', 'the next task is fine');
-is(sql($node, 'SELECT what FROM seen'), '4MB"$user", public0true' . $super . '0', 'and sees nothing of what it had committed');
+is(sql($node, 'SELECT what FROM seen'),
+	'4MB"$user", public0true' . $super . '0', 'and sees nothing of what it had committed');
 is(pid_of_last(), $pid, 'in the same worker');
 
 # an error inside of logical decoding: the slot is let go
 sql($node, q{SELECT pg_create_logical_replication_slot('decoded', 'pgoutput')});
-is(outcome(q{SELECT pg_logical_slot_get_changes('decoded', NULL, NULL)}) =~ /^failed/, 1, 'an error in logical decoding');
+is(outcome(q{SELECT pg_logical_slot_get_changes('decoded', NULL, NULL)}) =~ /^failed/,
+	1, 'an error in logical decoding');
 wait_value($node, q{SELECT active FROM pg_replication_slots}, 'f', 'does not keep its slot');
 is(outcome('SELECT 1'), 'complete|', 'the next task is fine');
 $pid = pid_of_last();
@@ -478,7 +513,8 @@ CREATE PROCEDURE reworded() LANGUAGE plpgsql AS 'BEGIN CALL public.commit_reword
 SELECT tasksched.register_action('reworded', 'public.reworded'), fault_arm('outcome written', 'error');
 EOT
 	$id = schedule($node, q{'reworded'});
-	wait_for_status($node, $id, 'complete', 'an error of ours that is raised again in other words does not fail the task');
+	wait_for_status($node, $id, 'complete',
+		'an error of ours that is raised again in other words does not fail the task');
 	is(field_of($node, $id, 'launch, attempt'), '2|1', 'it was launched again');
 	is(outcome('SELECT 1'), 'complete|', 'the next task is fine');
 	$pid = pid_of_last();
@@ -497,9 +533,11 @@ SKIP:
 
 	foreach my $open ("SELECT $connect", "DO \$\$ BEGIN PERFORM $connect; PERFORM 1/0; END \$\$")
 	{
-		is(outcome($open) =~ s/\|.*//r, $open =~ /^DO/ ? 'failed' : 'complete', 'an action opens a connection of dblink');
-		is(outcome(q{TRUNCATE seen; INSERT INTO seen VALUES (coalesce(dblink_get_connections()::text, 'none') || dblink_connect('mine', $c$} .
-				$node->connstr('postgres') . qq{ user=$super\$c\$))}), 'complete|', 'so does the next one');
+		is(outcome($open) =~ s/\|.*//r,
+			$open =~ /^DO/ ? 'failed' : 'complete', 'an action opens a connection of dblink');
+		is(outcome(qq{TRUNCATE seen;
+				INSERT INTO seen VALUES (coalesce(dblink_get_connections()::text, 'none') || $connect)}),
+			'complete|', 'so does the next one');
 		is(sql($node, 'SELECT what FROM seen'), 'noneOK', 'which sees nothing of it');
 	}
 	is(outcome('SELECT 1'), 'complete|', 'and another');
@@ -517,7 +555,8 @@ CREATE FUNCTION count_up() RETURNS int LANGUAGE plperl AS $$ return ++$_SHARED{n
 EOT
 	foreach (1 .. 2)
 	{
-		is(outcome('TRUNCATE seen; INSERT INTO seen VALUES (count_up() + 10 * count_up())'), 'complete|', 'an action uses a global variable of PL/Perl');
+		is(outcome('TRUNCATE seen; INSERT INTO seen VALUES (count_up() + 10 * count_up())'),
+			'complete|', 'an action uses a global variable of PL/Perl');
 		is(sql($node, 'SELECT what FROM seen'), '21', 'which the next one does not see');
 	}
 }
@@ -534,9 +573,11 @@ foreach my $case ([ 'UTF8', 'chr(8364)' ], [ 'LATIN1', 'chr(233)' ], [ 'SQL_ASCI
 	create_fixtures($node, $db);
 	is(outcome('SELECT 1', db => $db), 'complete|', "$encoding: a task runs");
 	my $worker = pid_of_last($db);
-	is(outcome("DO \$\$ BEGIN PERFORM tasksched.report_progress(note => repeat($letter, 200)); RAISE EXCEPTION USING MESSAGE = repeat($letter, 300000), DETAIL = $letter; END \$\$",
+	is(outcome(qq{DO \$\$ BEGIN PERFORM tasksched.report_progress(note => repeat($letter, 200));
+			RAISE EXCEPTION USING MESSAGE = repeat($letter, 300000), DETAIL = $letter; END \$\$},
 		db => $db), 'failed|P0001', "$encoding: an error beyond ASCII");
-	is(field_of($node, $last, "error = repeat($letter, 300000) AND error_details->>'detail' = $letter", $db), 't', "$encoding: is kept as it is");
+	is(field_of($node, $last, "error = repeat($letter, 300000) AND error_details->>'detail' = $letter", $db),
+		't', "$encoding: is kept as it is");
 	next_is_fine($worker, $encoding, db => $db);
 }
 
@@ -598,9 +639,11 @@ BEGIN
 	PERFORM tasksched.update_task(NEW.id, result => '"late"');
 	RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER late AFTER INSERT ON deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stage_late();
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+	EXECUTE FUNCTION stage_late();
 EOT
-is(outcome(q{INSERT INTO deferred SELECT id FROM tasksched.current_task(); SELECT tasksched.update_task(id, result => '"early"') FROM tasksched.current_task()}),
+is(outcome(q{INSERT INTO deferred SELECT id FROM tasksched.current_task();
+		SELECT tasksched.update_task(id, result => '"early"') FROM tasksched.current_task()}),
 	'complete|', 'a deferred trigger stages a result');
 is(field_of($node, $last, 'result'), '"late"', 'which is stored');
 
@@ -612,8 +655,11 @@ sub memory
 memory();
 my $before = memory();
 $pid = pid_of_last();
-sql($node, q{SELECT tasksched.schedule_tasks('raising', array_fill(jsonb_build_object('message', repeat('x', 10000)), '{300}'))});
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'raising' AND status = 'failed' AND length(error) = 10000}, 300, 'hundreds of errors');
+sql($node, q{SELECT tasksched.schedule_tasks('raising',
+	array_fill(jsonb_build_object('message', repeat('x', 10000)), '{300}'))});
+wait_value($node,
+	q{SELECT count(*) FROM tasksched.tasks WHERE action = 'raising' AND status = 'failed' AND length(error) = 10000},
+	300, 'hundreds of errors');
 my $after = memory();
 is(pid_of_last(), $pid, 'are all of one worker');
 cmp_ok($after, '<', $before + 500_000, 'which does not grow by them');
@@ -641,7 +687,8 @@ SKIP:
 	{
 		limit($pid, 'as', $kilobytes * 1024 + 100_000_000);
 		fails_with($pid, q{SELECT length(repeat('x', 300000000))}, '53200', 'out of memory');
-		fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION '%', repeat('x', 1000000); END $$}, 'P0001', 'a long message while memory is short');
+		fails_with($pid, q{DO $$ BEGIN RAISE EXCEPTION '%', repeat('x', 1000000); END $$}, 'P0001',
+			'a long message while memory is short');
 		limit($pid, 'as', 'unlimited');
 	}
 
@@ -663,15 +710,20 @@ EOT
 
 	limit($_, 'fsize', $full) foreach @processes;
 	# the server knows a full disk, and gives the limit no SQLSTATE from 17 on
-	my (undef, $no_room) = try_sql($node, q{SELECT tasksched.schedule_task('note', params => to_jsonb(repeat('x', 30000000)))});
-	like($no_room, qr/ERROR:  53100:|ERROR:  XX000: could not extend file .*: File too large/, 'disk full: schedule_task fails');
+	my (undef, $no_room) = try_sql($node,
+		q{SELECT tasksched.schedule_task('note', params => to_jsonb(repeat('x', 30000000)))});
+	like($no_room, qr/ERROR:  53100:|ERROR:  XX000: could not extend file .*: File too large/,
+		'disk full: schedule_task fails');
 	$id = schedule($node, q{'large'});
-	wait_for_log($node, qr/(53100 ERROR|File too large).*could not store the outcome of task \Q$id\E/s, $position, 'disk full: the outcome of a task cannot be stored');
+	wait_for_log($node, qr/(53100 ERROR|File too large).*could not store the outcome of task \Q$id\E/s, $position,
+		'disk full: the outcome of a task cannot be stored');
 	is(outcome('SELECT 1'), 'complete|', 'tasks for which there is room run');
-	wait_value($node, "SELECT status, setbacks > 0, finished_at FROM tasksched.tasks WHERE id = '$id'", 'scheduled|t|', 'it is to be launched again');
+	wait_value($node, "SELECT status, setbacks > 0, finished_at FROM tasksched.tasks WHERE id = '$id'", 'scheduled|t|',
+		'it is to be launched again');
 	limit($_, 'fsize', 'unlimited') foreach ($postmaster, scheduler_pid($node), pids_of($node, 'tasksched worker'));
 	wait_for_status($node, $id, 'complete', 'and completes as soon as there is room');
-	is(field_of($node, $id, 'length(result::text), attempt, crashes'), '30000002|1|0', 'with its result, and no attempt or crash counted');
+	is(field_of($node, $id, 'length(result::text), attempt, crashes'),
+		'30000002|1|0', 'with its result, and no attempt or crash counted');
 	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$id'"), 1, 'and its effects once');
 
 	# After what limits the size of files, since the server's log gets long: errors,
@@ -689,7 +741,8 @@ EOT
 			limit($worker, 'as', $size * 1024 + 30_000_000);
 			$limited = $worker;
 		}
-		like(outcome("DO \$\$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', $length), DETAIL = repeat('d', $length), HINT = repeat('h', $length); END \$\$"),
+		like(outcome(qq{DO \$\$ BEGIN RAISE EXCEPTION USING
+				MESSAGE = repeat('m', $length), DETAIL = repeat('d', $length), HINT = repeat('h', $length); END \$\$}),
 			qr/^failed\|(P0001|53200)$/, "an error of three times $length bytes while there are 30 megabytes");
 		is(field_of($node, $last, 'crashes'), 0, 'is no crash');
 	}

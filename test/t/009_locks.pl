@@ -57,7 +57,8 @@ foreach my $name (sort keys %changes)
 	foreach my $end ('ROLLBACK', 'COMMIT', 'ROLLBACK TO s', 'terminate')
 	{
 		$id = schedule($node, q{'note', delay => '1 day'});
-		is($idle->query('BEGIN; SAVEPOINT s; SELECT ' . sprintf($call, $id)), 't', "$name, and the transaction stays open");
+		is($idle->query('BEGIN; SAVEPOINT s; SELECT ' . sprintf($call, $id)),
+			't', "$name, and the transaction stays open");
 		# now it is due; the first update waits, the second does not
 		my $waiter = TaskschedSession->new($node);
 		$waiter->begin("SELECT tasksched.update_task('$id', run_at => now())");
@@ -86,7 +87,9 @@ foreach my $name (sort keys %changes)
 	# due while the row is locked: the end of the transaction makes it run
 	$id = schedule($node, q{'note', delay => '0.7 s'});
 	$idle->query('BEGIN; SELECT ' . sprintf($call, $id));
-	wait_until($node, "SELECT run_at < clock_timestamp() AND status = 'scheduled' FROM tasksched.tasks WHERE id = '$id'", "$name: due, but locked");
+	wait_until($node,
+		"SELECT run_at < clock_timestamp() AND status = 'scheduled' FROM tasksched.tasks WHERE id = '$id'",
+		"$name: due, but locked");
 	others_run("$name, due");
 	is(field_of($node, $id, 'status, launch'), 'scheduled|0', "$name: it is passed by");
 	$idle->query('ROLLBACK');
@@ -107,7 +110,8 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 
 	my $failed = schedule($node, q{'raising', params => '{"message": "no"}'});
 	wait_for_status($node, $failed, 'failed', 'a task fails');
-	is($idle->query("BEGIN; SELECT tasksched.retry_task('$failed')"), 't', 'retry_task, and the transaction stays open');
+	is($idle->query("BEGIN; SELECT tasksched.retry_task('$failed')"),
+		't', 'retry_task, and the transaction stays open');
 	others_run("retry_task, $end");
 	is(field_of($node, $failed, 'status, launch'), 'failed|1', 'retry_task: nothing has happened');
 	$idle->query($end);
@@ -128,7 +132,8 @@ foreach my $end ('ROLLBACK', 'COMMIT', 'worker')
 	$id = schedule($node, "'hold', '$name'");
 	wait_for_running($node, $id, 'a task runs');
 	my $pid = worker_pid($node, $id);
-	is($idle->query("BEGIN; SELECT tasksched.cancel_task('$id')"), 't', 'it is cancelled, in a transaction that stays open');
+	is($idle->query("BEGIN; SELECT tasksched.cancel_task('$id')"),
+		't', 'it is cancelled, in a transaction that stays open');
 	open_gate($node, $name);
 	waits_for($pid, $idle->pid, 'its worker waits');
 	others_run("cancel_task of a running task, $end");
@@ -189,10 +194,12 @@ foreach my $action ('impatient', 'impatient_too')
 # ---------------------------------------------------------------------------
 # An old snapshot, and pg_dump
 # ---------------------------------------------------------------------------
-$idle->query('BEGIN ISOLATION LEVEL REPEATABLE READ; LOCK TABLE tasksched.tasks, tasksched.registered_actions IN ACCESS SHARE MODE');
+$idle->query(q{BEGIN ISOLATION LEVEL REPEATABLE READ;
+	LOCK TABLE tasksched.tasks, tasksched.registered_actions IN ACCESS SHARE MODE});
 my $known = $idle->query('SELECT count(*) FROM tasksched.tasks');
 sql($node, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{200}'), 'snapshot')});
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'snapshot' AND status = 'complete' AND launch = 1}, 200,
+wait_value($node,
+	q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'snapshot' AND status = 'complete' AND launch = 1}, 200,
 	'hundreds of tasks run while a snapshot is held');
 $id = schedule($node, q{'hold', 'for ever'});
 wait_for_running($node, $id, 'one runs');
@@ -217,9 +224,11 @@ SELECT tasksched.register_action('stages', 'stages');
 SET ROLE serial;
 SELECT tasksched.schedule_tasks('stages', array_fill(NULL::jsonb, '{100}'));
 EOT
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE action = 'stages' AND status IN ('complete', 'failed')}, 100,
+wait_value($node,
+	q{SELECT count(*) FROM tasksched.tasks WHERE action = 'stages' AND status IN ('complete', 'failed')}, 100,
 	'a role with serializable transactions: its tasks end');
-is(sql($node, q{SELECT DISTINCT status, launch, error FROM tasksched.tasks WHERE action = 'stages'}), 'complete|5|', 'none fails by a conflict with another');
+is(sql($node, q{SELECT DISTINCT status, launch, error FROM tasksched.tasks WHERE action = 'stages'}),
+	'complete|5|', 'none fails by a conflict with another');
 
 # a dump that has to wait for somebody else
 sql($node, 'CREATE TABLE zzz ()');
@@ -228,7 +237,8 @@ my ($dump, $dump_errors) = ('', '');
 my $pg_dump = IPC::Run::start([ 'pg_dump', '-d', $node->connstr('postgres') ], '>', \$dump, '2>', \$dump_errors,
 	my $timer = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 my $running = schedule($node, q{'hold', 'dump'});
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE relation = 'zzz'::regclass AND NOT granted}, 1, 'pg_dump waits');
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE relation = 'zzz'::regclass AND NOT granted}, 1,
+	'pg_dump waits');
 wait_for_running($node, $running, 'a task runs meanwhile');
 others_run('pg_dump');
 open_gate($node, 'dump');
@@ -265,7 +275,8 @@ foreach my $statement (
 	my $caller = TaskschedSession->new($node);
 	$caller->begin(q{SELECT tasksched.schedule_task('note')});
 	waits_for($caller->pid, $idle->pid, "$statement: so does schedule_task") if $statement !~ /finished/;
-	like(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}), qr/^(running|idle|waiting for a worker slot)$/, "$statement: the views from shared memory can be read");
+	like(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}),
+		qr/^(running|idle|waiting for a worker slot)$/, "$statement: the views from shared memory can be read");
 	my $elsewhere = schedule($node, q{'note'}, 'other');
 	wait_for_status($node, $elsewhere, 'complete', "$statement: tasks of another database run", 'other');
 
@@ -279,7 +290,8 @@ foreach my $statement (
 		waits_for($scheduler, $idle->pid, 'the scheduler waits when it scans');
 		sql($node, "SELECT pg_terminate_backend($scheduler)");
 		process_gone($scheduler);
-		wait_until($node, "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'tasksched scheduler' AND datname = 'postgres' AND pid <> $scheduler",
+		wait_until($node, qq{SELECT count(*) > 0 FROM pg_stat_activity
+			WHERE backend_type = 'tasksched scheduler' AND datname = 'postgres' AND pid <> $scheduler},
 			'it ends when it is told to, and comes back');
 		waits_for(scheduler_pid($node, 'postgres'), $idle->pid, 'and waits again');
 		$node->append_conf('postgresql.conf', "tasksched.enabled = on\n");
@@ -298,7 +310,8 @@ foreach my $statement (
 # a running action is in nobody's way
 $id = schedule($node, q{'hold', 'full'});
 wait_for_running($node, $id, 'a task runs');
-sql($node, "VACUUM FULL tasksched.$_; REINDEX TABLE tasksched.$_; CLUSTER tasksched.$_ USING ${_}_pkey") foreach ('live', 'finished');
+sql($node, "VACUUM FULL tasksched.$_; REINDEX TABLE tasksched.$_; CLUSTER tasksched.$_ USING ${_}_pkey")
+  foreach ('live', 'finished');
 others_run('VACUUM FULL and REINDEX');
 open_gate($node, 'full');
 wait_for_status($node, $id, 'complete', 'VACUUM FULL and REINDEX while it runs');

@@ -33,7 +33,11 @@ create_fixtures($node, 'base');
 sql($node, q{SELECT tasksched.grant_usage('boss')}, 'base');
 sql($node, 'ALTER DATABASE base IS_TEMPLATE true; CREATE DATABASE ours TEMPLATE base OWNER boss');
 
-sub ours_in { return join(' ', sort { $a <=> $b } pids_of($node, 'tasksched scheduler', @_), pids_of($node, 'tasksched worker', @_)); }
+sub ours_in
+{
+	return join(' ',
+		sort { $a <=> $b } pids_of($node, 'tasksched scheduler', @_), pids_of($node, 'tasksched worker', @_));
+}
 
 # A scheduler and an idle worker are in the database: a task has just run there
 sub be_idle
@@ -50,7 +54,8 @@ sub start_command
 	my ($user, $sql) = @_;
 	my $command = { err => '' };
 
-	$command->{run} = IPC::Run::start([ 'psql', '-XAtq', '-U', $user, '-d', $node->connstr('postgres'), '-c', $sql ], '2>', \$command->{err});
+	$command->{run} = IPC::Run::start([ 'psql', '-XAtq', '-U', $user, '-d', $node->connstr('postgres'), '-c', $sql ],
+		'2>', \$command->{err});
 	return $command;
 }
 
@@ -144,7 +149,8 @@ sqlstate_is($node, "BEGIN;\nDROP DATABASE ours", '25001', 'nor may anybody in a 
 sqlstate_is($node, "BEGIN READ ONLY;\nALTER DATABASE ours RENAME TO mine", '25006', 'or in one that is read-only');
 sqlstate_is($node, 'DROP DATABASE ours', '55006', 'or while being in the database', db => 'ours');
 sql($node, 'ALTER ROLE boss NOCREATEDB');
-sqlstate_is($node, 'ALTER DATABASE ours RENAME TO mine', '42501', 'nor an owner without CREATEDB rename', user => 'boss');
+sqlstate_is($node, 'ALTER DATABASE ours RENAME TO mine', '42501', 'nor an owner without CREATEDB rename',
+	user => 'boss');
 sqlstate_is($node, 'CREATE DATABASE mine TEMPLATE ours', '42501', 'or copy', user => 'boss');
 sql($node, 'ALTER ROLE boss CREATEDB');
 is(ours_in('ours'), $before, 'our processes are still the same');
@@ -154,7 +160,8 @@ foreach my $n (1 .. 2)
 	sql($node, 'BEGIN; ALTER DATABASE ours RENAME TO mine; ROLLBACK');
 	be_idle('ours');
 	sqlstate_is($node, 'ALTER DATABASE ours RENAME TO base', '42P04', "a command is rolled back, another fails ($n)");
-	my $took = wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'ours' AND backend_type = 'tasksched scheduler'},
+	my $took = wait_value($node,
+		q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'ours' AND backend_type = 'tasksched scheduler'},
 		1, 'the scheduler comes back');
 	cmp_ok($took, '<', 10, 'each time soon');
 }
@@ -179,7 +186,8 @@ like($stderr, qr/source database "base" is being accessed by other users/, 'so d
 like($stderr, qr/HINT: .*\Q$held_too\E \(action "hold", PID $pid_too\).*cancel_task/, 'and names the task');
 unlike($stderr, qr/FORCE/, 'it has no FORCE');
 $stderr = errors_of($drop_used);
-like($stderr, qr/database "used" is being accessed by other users/, 'where somebody else is connected, DROP DATABASE fails as well');
+like($stderr, qr/database "used" is being accessed by other users/,
+	'where somebody else is connected, DROP DATABASE fails as well');
 unlike($stderr, qr/HINT/, 'which is no task');
 $user->quit;
 be_idle('ours');
@@ -188,7 +196,8 @@ open_gate($node, 'gate', 'base');
 
 # as for any session, it is enough that it ends in time
 my $rename = start_command('boss', 'ALTER DATABASE ours RENAME TO renamed');
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock' AND granted},
+wait_value($node, q{SELECT count(*) FROM pg_locks
+	WHERE locktype = 'object' AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock' AND granted},
 	1, 'ALTER DATABASE waits');
 signal_process('INT', $pid);
 is(errors_of($rename), '', 'it goes on when the task has ended');
@@ -198,7 +207,8 @@ be_idle('renamed');
 # FORCE: with the rights that it asks for with any session
 $held = schedule($node, q{'hold', 'force'}, 'renamed');
 wait_for_running($node, $held, 'a task of a superuser runs', 'renamed');
-$stderr = sqlstate_is($node, 'DROP DATABASE renamed WITH (FORCE)', '42501', 'an owner who is not may not end it', user => 'boss');
+$stderr = sqlstate_is($node, 'DROP DATABASE renamed WITH (FORCE)', '42501', 'an owner who is not may not end it',
+	user => 'boss');
 like($stderr, qr/HINT: .*\Q$held\E \(action "hold", PID \d+\).*cancel_task/, 'and is told what it is');
 sql($node, "SELECT tasksched.cancel_task('$held')", 'renamed');
 wait_for_status($node, $held, 'cancelled', 'it is cancelled', 'renamed');
@@ -226,7 +236,8 @@ $held = schedule($node, q{'hold', 'closed'}, 'ours');
 $pid = worker_pid($node, $held, 'ours');
 my $inside = TaskschedSession->new($node, 'ours');
 sql($node, 'ALTER DATABASE ours ALLOW_CONNECTIONS false');
-wait_value($node, q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = 'ours' AND backend_type ~ '^tasksched'},
+wait_value($node,
+	q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = 'ours' AND backend_type ~ '^tasksched'},
 	$pid, 'ALLOW_CONNECTIONS false: all of ours leave but the worker that runs a task');
 my $later = $inside->query(q{SELECT tasksched.schedule_task('note')});
 is($inside->query("SELECT reason FROM tasksched.blocked_tasks WHERE id = '$later'"),
@@ -240,7 +251,8 @@ wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'ours'
 is(scheduler_pid($node, 'another'), $before, 'another database is not disturbed');
 sql($node, 'ALTER DATABASE ours ALLOW_CONNECTIONS true');
 wait_for_status($node, $later, 'complete', 'true again: the tasks go on', 'ours');
-is(field_of($node, $held, q{status, error_details ->> 'sqlstate', launch}, 'ours'), 'failed|57014|1', 'what ended meanwhile has its outcome');
+is(field_of($node, $held, q{status, error_details ->> 'sqlstate', launch}, 'ours'),
+	'failed|57014|1', 'what ended meanwhile has its outcome');
 sql($node, 'ALTER DATABASE ours CONNECTION LIMIT 0');
 $node->restart;
 $id = sql($node, q{SET ROLE boss; SELECT tasksched.schedule_task('note')}, 'ours');

@@ -68,13 +68,16 @@ foreach my $n (1 .. 5)
 {
 	my @ids = hold_some("round$n", 4);
 	sql($node, $n % 2 ? "BEGIN; $again; COMMIT" : $again);
-	is(sql($node, 'SELECT count(*) FROM tasksched.tasks'), 0, $n % 2 ? 'created again in the same transaction: new' : 'or in the next one');
+	is(sql($node, 'SELECT count(*) FROM tasksched.tasks'),
+		0, $n % 2 ? 'created again in the same transaction: new' : 'or in the next one');
 	open_gate($node, "round$n");
 }
 hold_some('last', 4);
 open_gate($node, 'last');
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete'}, 4, 'after all that, as many tasks run as ever');
-is(sql($node, q{SELECT count(*) FROM ended WHERE gate <> 'last'}), 0, 'and what ran for an extension that was dropped has left nothing');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete'}, 4,
+	'after all that, as many tasks run as ever');
+is(sql($node, q{SELECT count(*) FROM ended WHERE gate <> 'last'}),
+	0, 'and what ran for an extension that was dropped has left nothing');
 
 # an action ends while DROP EXTENSION is not committed: it waits for that
 foreach my $end ('ROLLBACK', 'COMMIT')
@@ -82,12 +85,16 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 	my ($id) = hold_some($end, 1);
 	my $pid = worker_pid($node, $id);
 	my $waiter = start_session("SELECT FROM tasksched.wait_for_task('$id')");
-	wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for a task');
-	my $drop = start_session('BEGIN', 'DROP EXTENSION tasksched CASCADE', qq{SELECT wait_for_gate('{"gate": "end $end"}')}, $end);
-	wait_value($node, q{SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE relname = 'live' AND mode = 'AccessExclusiveLock' AND granted},
+	wait_value($node, q{SELECT count(*) FROM pg_stat_activity
+		WHERE query ~ '^SELECT FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for a task');
+	my $drop = start_session('BEGIN', 'DROP EXTENSION tasksched CASCADE',
+		qq{SELECT wait_for_gate('{"gate": "end $end"}')}, $end);
+	wait_value($node, q{SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+		WHERE relname = 'live' AND mode = 'AccessExclusiveLock' AND granted},
 		1, 'DROP EXTENSION has its locks');
 	open_gate($node, $end);
-	wait_value($node, "SELECT count(*) FROM pg_locks WHERE pid = $pid AND NOT granted", 1, 'the end of an action waits');
+	wait_value($node, "SELECT count(*) FROM pg_locks WHERE pid = $pid AND NOT granted", 1,
+		'the end of an action waits');
 	open_gate($node, "end $end");
 	is(errors_of($drop), '', $end);
 	my $start = time;
@@ -100,7 +107,8 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 	}
 	else
 	{
-		wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '^tasksched (scheduler|worker)'}, 0, 'then all go');
+		wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '^tasksched (scheduler|worker)'},
+			0, 'then all go');
 		is(sql($node, "SELECT count(*) FROM ended WHERE gate = '$end'"), 0, 'and its effects are rolled back');
 	}
 }
@@ -108,9 +116,11 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 # CREATE EXTENSION that does not come to be, and in two sessions at once
 sql($node, 'BEGIN; CREATE EXTENSION tasksched; ROLLBACK');
 sql($node, 'BEGIN; SAVEPOINT s; CREATE EXTENSION tasksched; ROLLBACK TO s; COMMIT');
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '^tasksched (scheduler|worker)'}, 0, 'rolled back: nobody is there');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '^tasksched (scheduler|worker)'}, 0,
+	'rolled back: nobody is there');
 my $first = start_session('BEGIN', 'CREATE EXTENSION tasksched', q{SELECT wait_for_gate('{"gate": "two"}')}, 'COMMIT');
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT wait_for_gate' AND state = 'active'}, 1, 'one session has created it');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT wait_for_gate' AND state = 'active'},
+	1, 'one session has created it');
 my $second = start_session('CREATE EXTENSION tasksched');
 wait_value($node, q{SELECT count(*) FROM pg_locks WHERE NOT granted}, 1, 'another waits for it');
 open_gate($node, 'two');
@@ -192,7 +202,8 @@ SKIP:
 	my %later;
 
 	# two databases: in "early" the extension comes first, in "late" the library
-	sql($node, 'DROP EXTENSION tasksched CASCADE; DROP TABLE runs, gates, ended; DROP FUNCTION nap, raising, wait_for_gate');
+	sql($node,
+		'DROP EXTENSION tasksched CASCADE; DROP TABLE runs, gates, ended; DROP FUNCTION nap, raising, wait_for_gate');
 	foreach my $db ('early', 'late')
 	{
 		sql($node, "CREATE DATABASE $db");
@@ -220,31 +231,44 @@ EOT
 	# the extension first
 	my $position = log_position($node);
 	sql($node, 'ALTER EXTENSION tasksched UPDATE', 'early');
-	is(sql($node, "SELECT $columns FROM tasksched.tasks ORDER BY id", 'early'), $before{early}, 'the extension is updated, all data are kept');
-	my $stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000', 'the old library does not touch it', db => 'early');
-	like($stderr, qr/version \Q$old\E of the tasksched library.*version \Q$new\E.*HINT:.*restart the server/s, 'and says what to do');
-	wait_until($node, q{SELECT last_error ~ 'does not fit' FROM tasksched.status WHERE database = current_database()}, 'nor does its scheduler', 'early');
+	is(sql($node, "SELECT $columns FROM tasksched.tasks ORDER BY id", 'early'),
+		$before{early}, 'the extension is updated, all data are kept');
+	my $stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000',
+		'the old library does not touch it', db => 'early');
+	like($stderr, qr/version \Q$old\E of the tasksched library.*version \Q$new\E.*HINT:.*restart the server/s,
+		'and says what to do');
+	wait_until($node, q{SELECT last_error ~ 'does not fit' FROM tasksched.status WHERE database = current_database()},
+		'nor does its scheduler', 'early');
 	open_gate($node, 'gate', 'early');
-	wait_for_log($node, qr/could not store the outcome of task $held{early}/, $position, 'nor a worker that comes to its end');
-	is(status_of($node, $held{early}, 'early') . '|' . sql($node, "SELECT count(*) FROM runs WHERE id = '$held{early}'", 'early'),
+	wait_for_log($node, qr/could not store the outcome of task $held{early}/, $position,
+		'nor a worker that comes to its end');
+	is( status_of($node, $held{early}, 'early') . '|'
+		  . sql($node, "SELECT count(*) FROM runs WHERE id = '$held{early}'", 'early'),
 		'active|0', 'whose task is to be resumed, without effects yet');
 	is(sql($node, "SELECT tasksched.task_is_running('$held{late}')", 'late'), 't', 'the other database goes on');
 
 	# and then the library
 	$node->restart;
 	wait_for_status($node, $held{early}, 'complete', 'after a restart the task completes', 'early');
-	is(sql($node, "SELECT launch > 1, attempt, crashes, first_launch FROM runs WHERE id = '$held{early}'", 'early'), 't|1|0|f', 'resumed, once');
+	is(sql($node, "SELECT launch > 1, attempt, crashes, first_launch FROM runs WHERE id = '$held{early}'", 'early'),
+		't|1|0|f', 'resumed, once');
 
 	# the library first
-	$stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000', 'the new library does not touch the old extension', db => 'late');
-	like($stderr, qr/version \Q$new\E of the tasksched library.*version \Q$old\E.*HINT:.*ALTER EXTENSION tasksched UPDATE/s, 'and says what to do');
-	wait_until($node, q{SELECT last_error ~ 'does not fit' FROM tasksched.status WHERE database = current_database()}, 'nor does its scheduler', 'late');
-	is(sql($node, "SELECT $columns FROM tasksched.tasks ORDER BY id", 'late'), $before{late}, 'nothing has been changed');
+	$stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000',
+		'the new library does not touch the old extension', db => 'late');
+	like($stderr,
+		qr/version \Q$new\E of the tasksched library.*version \Q$old\E.*HINT:.*ALTER EXTENSION tasksched UPDATE/s,
+		'and says what to do');
+	wait_until($node, q{SELECT last_error ~ 'does not fit' FROM tasksched.status WHERE database = current_database()},
+		'nor does its scheduler', 'late');
+	is(sql($node, "SELECT $columns FROM tasksched.tasks ORDER BY id", 'late'),
+		$before{late}, 'nothing has been changed');
 	sql($node, 'ALTER EXTENSION tasksched UPDATE', 'late');
 	wait_for_running($node, $held{late}, 'after the update the active task is resumed', 'late');
 	open_gate($node, 'gate', 'late');
 	wait_for_status($node, $held{late}, 'complete', 'and completes', 'late');
-	is(sql($node, "SELECT launch > 1, attempt, crashes, first_launch FROM runs WHERE id = '$held{late}'", 'late'), 't|1|0|f', 'once');
+	is(sql($node, "SELECT launch > 1, attempt, crashes, first_launch FROM runs WHERE id = '$held{late}'", 'late'),
+		't|1|0|f', 'once');
 
 	# users' functions see the new column, without being touched
 	foreach my $db ('early', 'late')
@@ -257,7 +281,8 @@ EOT
 	}
 	sql($node, 'CREATE DATABASE fresh');
 	create_fixtures($node, 'fresh');
-	wait_for_status($node, schedule($node, q{'note'}, 'fresh'), 'complete', 'and one in a database where the new version is created', 'fresh');
+	wait_for_status($node, schedule($node, q{'note'}, 'fresh'), 'complete',
+		'and one in a database where the new version is created', 'fresh');
 }
 
 $node->stop;

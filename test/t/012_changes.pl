@@ -60,7 +60,12 @@ CREATE FUNCTION work.who() RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(curren
 RESET ROLE;
 SELECT tasksched.register_action('who', 'work.who');
 EOT
-sub as_role { my ($role, $arguments) = @_; return sql($node, "SET ROLE $role; SELECT tasksched.schedule_task($arguments)"); }
+sub as_role
+{
+	my ($role, $arguments) = @_;
+
+	return sql($node, "SET ROLE $role; SELECT tasksched.schedule_task($arguments)");
+}
 
 my $finished = as_role('mover', q{'who'});
 wait_for_status($node, $finished, 'complete', 'a task of a role is finished');
@@ -68,7 +73,8 @@ my $running = as_role('mover', q{'hold', 'rename'});
 my $pid = worker_pid($node, $running);
 my $later = as_role('mover', q{'who', run_at => '2100-01-01'});
 sql($node, 'ALTER ROLE mover RENAME TO moved');
-is(sql($node, q{SELECT count(*), min(owner::text), max(owner::text) FROM tasksched.tasks}), '3|moved|moved', 'the owner is renamed');
+is(sql($node, q{SELECT count(*), min(owner::text), max(owner::text) FROM tasksched.tasks}),
+	'3|moved|moved', 'the owner is renamed');
 open_gate($node, 'rename');
 wait_for_status($node, $running, 'complete', 'its running task completes');
 sql($node, "SELECT tasksched.update_task('$later', run_at => now())");
@@ -81,11 +87,13 @@ $later = as_role('moved', q{'who', run_at => '2100-01-01'});
 wait_for_running($node, $running, 'one runs');
 sql($node, 'REASSIGN OWNED BY moved TO heir; DROP OWNED BY moved');
 sql($node, "SELECT tasksched.update_task('$later', run_at => now())");
-blocked_is($later, q{the action's function work.who() has got another owner since it was registered}, 'REASSIGN OWNED: not the same function any more');
+blocked_is($later, q{the action's function work.who() has got another owner since it was registered},
+	'REASSIGN OWNED: not the same function any more');
 sql($node, 'GRANT USAGE ON SCHEMA work TO moved; GRANT EXECUTE ON FUNCTION work.who() TO moved');
 sql($node, q{SELECT tasksched.register_action('who', 'work.who')});
 wait_for_status($node, $later, 'complete', 'until it is registered again');
-sqlstate_is($node, q{SET ROLE moved; SELECT tasksched.schedule_task('who')}, '42501', 'DROP OWNED takes the right to schedule');
+sqlstate_is($node, q{SET ROLE moved; SELECT tasksched.schedule_task('who')}, '42501',
+	'DROP OWNED takes the right to schedule');
 open_gate($node, 'reassign');
 wait_for_status($node, $running, 'complete', 'but not what it has scheduled');
 
@@ -101,7 +109,8 @@ blocked_is($later, 'the role that owns the task does not exist', 'DROP ROLE: its
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'the others are not');
 open_gate($node, 'drop');
-wait_until($node, "SELECT finished_at IS NOT NULL FROM tasksched.tasks WHERE id = '$running'", 'what runs comes to an end');
+wait_until($node, "SELECT finished_at IS NOT NULL FROM tasksched.tasks WHERE id = '$running'",
+	'what runs comes to an end');
 is(field_of($node, $running, 'status, crashes, launch'), 'complete|0|1', 'as it would have');
 sql($node, 'CREATE ROLE moved');
 look_again();
@@ -141,9 +150,11 @@ sub runs_with
 runs_with(1, 'a function runs');
 sql($node, 'CREATE OR REPLACE FUNCTION app.version() RETURNS jsonb LANGUAGE sql AS $$ SELECT to_jsonb(2) $$');
 runs_with(2, 'it is replaced');
-sql($node, 'DROP FUNCTION app.version(); CREATE PROCEDURE app.version(INOUT result jsonb) LANGUAGE plpgsql AS $$ BEGIN COMMIT; result := 3; END $$');
+sql($node, q{DROP FUNCTION app.version();
+	CREATE PROCEDURE app.version(INOUT result jsonb) LANGUAGE plpgsql AS $$ BEGIN COMMIT; result := 3; END $$});
 $id = schedule($node, q{'version'});
-blocked_is($id, q{the action's function app.version() does not exist}, 'a procedure with another signature is another one');
+blocked_is($id, q{the action's function app.version() does not exist},
+	'a procedure with another signature is another one');
 sql($node, q{SELECT tasksched.register_action('version', 'app.version')});
 wait_for_status($node, $id, 'complete', 'and runs when it is registered');
 runs_with(3, 'again');
@@ -177,16 +188,20 @@ sql($node, q{CREATE ROLE user1; SELECT tasksched.grant_usage('user1')});
 $id = as_role('user1', q{'note', run_at => '2100-01-01'});
 sql($node, "REVOKE EXECUTE ON FUNCTION note FROM PUBLIC; SELECT tasksched.update_task('$id', run_at => now())");
 wait_for_status($node, $id, 'failed', 'EXECUTE is revoked after a task was scheduled');
-is(field_of($node, $id, q{error_details ->> 'sqlstate', (SELECT count(*) FROM runs r WHERE r.id = t.id)} =~ s/t\.id/'$id'/r), '42501|0', 'it fails for that');
+is(field_of($node, $id,
+		q{error_details ->> 'sqlstate', (SELECT count(*) FROM runs r WHERE r.id = t.id)} =~ s/t\.id/'$id'/r),
+	'42501|0', 'it fails for that');
 sql($node, 'GRANT EXECUTE ON FUNCTION note TO PUBLIC');
 
 # ---------------------------------------------------------------------------
 # Tables
 # ---------------------------------------------------------------------------
-@ids = split /\n/, sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{3}'), resource_id => 'tables')});
+@ids = split /\n/,
+  sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{3}'), resource_id => 'tables')});
 wait_for_running($node, \@ids, 'three run');
 my $waiter = start_session("SELECT status FROM tasksched.wait_for_task('$ids[0]')");
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT status FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for one');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity
+	WHERE query ~ '^SELECT status FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for one');
 foreach my $command (
 	'VACUUM FULL tasksched.live', 'VACUUM FULL tasksched.finished', 'VACUUM FULL tasksched.registered_actions',
 	'CLUSTER tasksched.live USING live_queue', 'REINDEX TABLE tasksched.finished', 'REINDEX SCHEMA tasksched',
@@ -211,24 +226,29 @@ my $reindex_position = log_position($node);
 $reindex = start_session(('REINDEX TABLE tasksched.live', 'REINDEX TABLE tasksched.finished') x 100);
 foreach my $n (1 .. 10)
 {
-	my @some = split /\n/, sql($node, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{20}'), resource_id => 'reindex')});
+	my @some = split /\n/,
+	  sql($node, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{20}'), resource_id => 'reindex')});
 	sql($node, "SELECT tasksched.cancel_task('$_')") foreach @some[17 .. 19];
 }
 end_session($reindex, 'REINDEX again and again');
-wait_value($node, q{SELECT count(*) FROM tasksched.finished WHERE resource_id = 'reindex'}, 200, 'while tasks are scheduled, run and are cancelled');
+wait_value($node, q{SELECT count(*) FROM tasksched.finished WHERE resource_id = 'reindex'}, 200,
+	'while tasks are scheduled, run and are cancelled');
 unlike(log_since($node, $reindex_position), qr/deadlock detected/, 'without a deadlock');
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks t WHERE resource_id = 'tables' AND status = 'complete' AND 1 = (SELECT count(*) FROM runs r WHERE r.id = t.id)},
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks t
+	WHERE resource_id = 'tables' AND status = 'complete' AND 1 = (SELECT count(*) FROM runs r WHERE r.id = t.id)},
 	3, 'all complete, once');
 
 # a waiter is in nobody's way, who would be in the way of its task
 @ids = map { schedule($node, q{'hold', 'waiter'}) } 1 .. 2;
 wait_for_running($node, \@ids, 'two run');
 $waiter = start_session("SELECT status FROM tasksched.wait_for_task('$ids[0]')");
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT status FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for one');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity
+	WHERE query ~ '^SELECT status FROM tasksched.wait' AND wait_event = 'Extension'}, 1, 'a session waits for one');
 my $position = log_position($node);
 sql($node, "SET lock_timeout = '1min';\nTRUNCATE tasksched.tasks");
 open_gate($node, 'waiter');
-wait_for_log($node, qr/task $ids[0] was cancelled or deleted while its action ran/, $position, 'TRUNCATE: what runs can store nothing');
+wait_for_log($node, qr/task $ids[0] was cancelled or deleted while its action ran/, $position,
+	'TRUNCATE: what runs can store nothing');
 end_session($waiter, 'whoever waited for it is told', '');
 is(sql($node, "SELECT count(*) FROM runs WHERE id IN ('$ids[0]', '$ids[1]')"), 0, 'it has no effects');
 $id = schedule($node, q{'note'});
@@ -245,8 +265,10 @@ wait_value($node, "SELECT count(*) FROM runs WHERE id = '$id'", 2, 'and runs aga
 wait_for_status($node, $id, 'complete', 'and completes again');
 is(sql($node, "SELECT tasksched.delete_task('$id')"), 't', 'and deleted');
 $id = schedule($node, q{'note', delay => '1 h'});
-is(sql($node, "SELECT tasksched.update_task('$id', result => '1'), tasksched.cancel_task('$id')"), 't|t', 'another is updated and cancelled');
-sql($node, q{SELECT tasksched.register_action('who', 'work.who'), tasksched.unregister_action('who'), tasksched.pause_scheduler(), tasksched.resume_scheduler()});
+is(sql($node, "SELECT tasksched.update_task('$id', result => '1'), tasksched.cancel_task('$id')"),
+	't|t', 'another is updated and cancelled');
+sql($node, q{SELECT tasksched.register_action('who', 'work.who'), tasksched.unregister_action('who'),
+	tasksched.pause_scheduler(), tasksched.resume_scheduler()});
 sql($node, 'DROP PUBLICATION everything');
 
 # ---------------------------------------------------------------------------
@@ -264,7 +286,11 @@ sub tasks_run
 	return;
 }
 
-sub idle_worker { return sql($node, q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND state = 'idle' LIMIT 1}); }
+sub idle_worker
+{
+	return sql($node,
+		q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND state = 'idle' LIMIT 1});
+}
 
 tasks_run('there is a worker');
 my %process = (launcher => launcher_pid($node), scheduler => scheduler_pid($node), worker => idle_worker());
@@ -278,12 +304,14 @@ is(scheduler_pid($node), $process{scheduler}, 'and so is the scheduler');
 is(sql($node, "SELECT count(*) FROM pg_stat_activity WHERE pid = $process{worker}"), 1, 'and an idle worker');
 foreach my $n (1 .. 5)
 {
-	is(sql($node, 'SELECT pg_terminate_backend(' . scheduler_pid($node) . ', 10000)'), 't', "pg_terminate_backend: scheduler ($n)");
+	is(sql($node, 'SELECT pg_terminate_backend(' . scheduler_pid($node) . ', 10000)'),
+		't', "pg_terminate_backend: scheduler ($n)");
 	tasks_run('a new one comes');
 }
 is(sql($node, 'SELECT pg_terminate_backend(' . idle_worker() . ', 10000)'), 't', 'pg_terminate_backend: idle worker');
 tasks_run('another one runs the next');
-is(sql($node, 'SELECT pg_terminate_backend(' . launcher_pid($node) . ', 10000)'), 't', 'pg_terminate_backend: launcher');
+is(sql($node, 'SELECT pg_terminate_backend(' . launcher_pid($node) . ', 10000)'),
+	't', 'pg_terminate_backend: launcher');
 tasks_run('the scheduler goes on');
 launcher_pid($node);
 is(sql($node, 'SELECT pg_terminate_backend(' . scheduler_pid($node) . ', 10000)'), 't', 'the new launcher comes');
@@ -297,8 +325,10 @@ foreach my $type ('scheduler', 'launcher')
 	sql($node, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE backend_type = 'tasksched $type'");
 }
 tasks_run('without launcher and scheduler');
-is(sql($node, 'SELECT pg_terminate_backend(' . worker_pid($node, $running) . ', 10000)'), 't', 'and its worker is terminated');
-wait_value($node, "SELECT launch FROM tasksched.running_tasks WHERE task_id = '$running' AND state = 'running'", 2, 'it is resumed');
+is(sql($node, 'SELECT pg_terminate_backend(' . worker_pid($node, $running) . ', 10000)'),
+	't', 'and its worker is terminated');
+wait_value($node, "SELECT launch FROM tasksched.running_tasks WHERE task_id = '$running' AND state = 'running'", 2,
+	'it is resumed');
 is(field_of($node, $running, 'attempt, crashes'), '1|0', 'nothing is counted');
 open_gate($node, 'both');
 wait_for_status($node, $running, 'complete', 'it completes');
@@ -311,14 +341,18 @@ sub set_all
 {
 	my %settings = @_;
 
-	$node->safe_psql('postgres', join('', map { "ALTER SYSTEM SET tasksched.$_ = '$settings{$_}';\n" } sort keys %settings));
+	$node->safe_psql('postgres',
+		join('', map { "ALTER SYSTEM SET tasksched.$_ = '$settings{$_}';\n" } sort keys %settings));
 	$node->reload;
-	wait_value($node, join(' AND ', map { "current_setting('tasksched.$_')::text IN ('$settings{$_}')" } sort keys %settings) =~ s/^/SELECT /r,
+	wait_value($node,
+		join(' AND ', map { "current_setting('tasksched.$_')::text IN ('$settings{$_}')" } sort keys %settings)
+		  =~ s/^/SELECT /r,
 		't', join(', ', map { "$_ = $settings{$_}" } sort keys %settings));
 	return;
 }
 
-is(sql($node, q{SELECT count(*), count(DISTINCT context), min(context) FROM pg_settings WHERE name ~ '^tasksched\.'}), '8|1|sighup', 'all settings are for a reload');
+is(sql($node, q{SELECT count(*), count(DISTINCT context), min(context) FROM pg_settings WHERE name ~ '^tasksched\.'}),
+	'8|1|sighup', 'all settings are for a reload');
 sqlstate_is($node, "SET $_", '55P02', "SET $_ is refused")
   foreach ('tasksched.enabled = off', 'LOCAL tasksched.max_crashes = 100');
 
@@ -340,7 +374,8 @@ set_all(stuck_after => '1d');
 is(sql($node, 'SELECT count(*) FROM tasksched.stuck_tasks'), 0, 'and not when there is more time');
 
 set_all(keep_finished_tasks => '0');
-wait_value($node, 'SELECT count(*) FROM tasksched.tasks WHERE finished', 0, 'keep_finished_tasks = 0: finished tasks are deleted');
+wait_value($node, 'SELECT count(*) FROM tasksched.tasks WHERE finished', 0,
+	'keep_finished_tasks = 0: finished tasks are deleted');
 set_all(keep_finished_tasks => '-1');
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', '-1: they are kept');
@@ -354,9 +389,11 @@ is(field_of($node, $running, 'error, crashes'), 'task crashed its worker process
 set_all(worker_idle_timeout => '100ms');
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'a task runs');
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker'}, 0, 'worker_idle_timeout: its worker goes');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker'}, 0,
+	'worker_idle_timeout: its worker goes');
 set_all(scheduler_idle_timeout => '1s');
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched scheduler'}, 0, 'scheduler_idle_timeout: so does the scheduler');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched scheduler'}, 0,
+	'scheduler_idle_timeout: so does the scheduler');
 set_all(max_running_tasks => '0');
 $id = schedule($node, q{'note'});
 wait_value($node, 'SELECT max_running FROM tasksched.status', 0, 'max_running_tasks = 0');

@@ -43,7 +43,8 @@ SELECT tasksched.cancel_task(tasksched.schedule_task('note', 'stopped'));
 EOSQL
 my $active = schedule($origin, q{'hold', 'active'});
 wait_for_running($origin, $active, 'a task is active');
-wait_value($origin, q{SELECT count(*) FROM tasksched.tasks WHERE status IN ('complete', 'failed')}, 2, 'others are finished');
+wait_value($origin, q{SELECT count(*) FROM tasksched.tasks WHERE status IN ('complete', 'failed')}, 2,
+	'others are finished');
 flush_wal($origin);
 $origin->backup('backup');
 sql($origin, q{SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{300}'))});
@@ -91,11 +92,13 @@ sub check_restored
 	my $live = sql($target, 'SELECT count(*) FROM tasksched.live', $db);
 
 	is(sql($target, $all_ids, $db), $ids, "$db: every task is there, once");
-	is(sql($target, q{SELECT resource_id, status, owner::text, owner::oid = 0 FROM tasksched.tasks WHERE resource_id IS NOT NULL ORDER BY 1}, $db),
+	is(sql($target, q{SELECT resource_id, status, owner::text, owner::oid = 0 FROM tasksched.tasks
+			WHERE resource_id IS NOT NULL ORDER BY 1}, $db),
 		"active|active|$me|f\nbroken|failed|$me|f\ndone|complete|$me|f\nlater|scheduled|$me|f\n"
 		  . "missing|scheduled|missing|t\nstopped|cancelled|$me|f",
 		"$db: as it was, an unknown owner keeps its name");
-	sql($target, q{SELECT tasksched.update_task(id, run_at => now()) FROM tasksched.tasks WHERE status = 'scheduled'}, $db);
+	sql($target,
+		q{SELECT tasksched.update_task(id, run_at => now()) FROM tasksched.tasks WHERE status = 'scheduled'}, $db);
 	my $here = schedule($target, q{'note', 'here'}, $db);
 	wait_for_status($target, $here, 'complete', "$db: a task that is scheduled here runs", $db);
 	is(sql($target, 'SELECT reason, count(*) FROM tasksched.blocked_tasks GROUP BY 1', $db), "$elsewhere|$live",
@@ -103,7 +106,8 @@ sub check_restored
 	is(sql($target, 'SELECT tasksched.adopt_tasks()', $db), $live, "$db: until they are adopted");
 	wait_for_running($target, $active, "$db: then they run", $db);
 	open_gate($target, 'active', $db);
-	wait_value($target, q{SELECT resource_id FROM tasksched.live}, 'missing', "$db: all but that of the missing role", $db);
+	wait_value($target, q{SELECT resource_id FROM tasksched.live}, 'missing',
+		"$db: all but that of the missing role", $db);
 	is(sql($target, 'SELECT reason FROM tasksched.blocked_tasks', $db), $no_role, "$db: which says so");
 	is(sql($target, "SELECT launch, first_launch FROM runs WHERE id = '$active'", $db), '2|f',
 		"$db: the active one runs in a launch that is not its first");
@@ -117,20 +121,24 @@ restore($_, [ 'pg_restore', '-j2', '-d', $target->connstr($_), "$dir/$_" ]) fore
 # the schema alone goes where the extension and the functions are
 create_fixtures($target, 'schema');
 sql($target, 'SELECT tasksched.unregister_action(action) FROM tasksched.actions', 'schema');
-restore('schema', [ 'psql', '-X', '-q', '-f', $schema, $target->connstr('schema') ], 'schema "tasksched" already exists');
+restore('schema', [ 'psql', '-X', '-q', '-f', $schema, $target->connstr('schema') ],
+	'schema "tasksched" already exists');
 # what its tasks have left behind is not in that dump
-sql($target, q{INSERT INTO runs (id, launch, first_launch) SELECT id, 1, true FROM tasksched.finished WHERE action = 'note' AND status = 'complete'}, 'schema');
+sql($target, q{INSERT INTO runs (id, launch, first_launch)
+	SELECT id, 1, true FROM tasksched.finished WHERE action = 'note' AND status = 'complete'}, 'schema');
 restore('cluster', [ 'psql', '-X', '-q', '-f', $cluster, $target->connstr('postgres') ]);
 my $scan = sql($target, q{SELECT last_scan FROM tasksched.status WHERE database = 'plain'}, 'plain');
 sql($target, 'SELECT tasksched.resume_scheduler()', 'plain');
-wait_until($target, qq{SELECT last_scan > '$scan' FROM tasksched.status WHERE database = 'plain'}, 'a scan after the restore', 'plain');
+wait_until($target, qq{SELECT last_scan > '$scan' FROM tasksched.status WHERE database = 'plain'},
+	'a scan after the restore', 'plain');
 unlike(log_since($target, 0), qr/may be stuck/, 'a held task is not taken for a stuck one');
 is(sql($target, 'SELECT count(*) FROM tasksched.stuck_tasks', 'plain'), 0, 'nor in stuck_tasks');
 check_restored($_) foreach qw(plain custom directory schema postgres);
 
 sql($target, q{CREATE ROLE missing; SELECT tasksched.grant_usage('missing')}, 'plain');
 is(sql($target, 'SELECT tasksched.adopt_tasks()', 'plain'), 1, 'when there is such a role, adopt_tasks() finds it');
-wait_value($target, q{SELECT status, owner::oid <> 0 FROM tasksched.tasks WHERE resource_id = 'missing'}, 'complete|t', 'and its task runs', 'plain');
+wait_value($target, q{SELECT status, owner::oid <> 0 FROM tasksched.tasks WHERE resource_id = 'missing'}, 'complete|t',
+	'and its task runs', 'plain');
 
 # ---------------------------------------------------------------------------
 # A dump by a database's owner who is not superuser
@@ -152,12 +160,14 @@ like(slurp_file("$dir/owned.sql"), qr/^COPY tasksched\.live/m, 'which has them')
 # ---------------------------------------------------------------------------
 my $copied = schedule($target, q{'note', 'copied', '2100-01-01'}, 'custom');
 sql($target, 'SELECT tasksched.pause_scheduler()', 'custom');
-wait_value($target, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'custom' AND backend_type = 'tasksched worker' AND state <> 'idle'}, 0, 'nothing runs');
+wait_value($target, q{SELECT count(*) FROM pg_stat_activity
+	WHERE datname = 'custom' AND backend_type = 'tasksched worker' AND state <> 'idle'}, 0, 'nothing runs');
 sql($target, 'CREATE DATABASE copy TEMPLATE custom');
 is(sql($target, "SELECT tasksched.update_task('$copied', run_at => now())", 'copy'), 't', 'a copied task becomes due');
 my $here = schedule($target, q{'note', 'in the copy'}, 'copy');
 wait_for_status($target, $here, 'complete', 'a copied database is not paused with its template', 'copy');
-is(sql($target, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$copied'", 'copy'), $elsewhere, 'its copied tasks are held');
+is(sql($target, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$copied'", 'copy'),
+	$elsewhere, 'its copied tasks are held');
 sql($target, 'SELECT tasksched.adopt_tasks()', 'copy');
 wait_for_status($target, $copied, 'complete', 'until they are adopted', 'copy');
 is(status_of($target, $copied, 'custom'), 'scheduled', 'which changes nothing in the template');
@@ -168,24 +178,29 @@ is(status_of($target, $copied, 'custom'), 'scheduled', 'which changes nothing in
 sql($origin, 'CREATE PUBLICATION everything FOR ALL TABLES');
 append_to_file("$dir/definitions.sql", $definitions);
 restore('replica', [ 'psql', '-X', '-q', '-f', "$dir/definitions.sql", $target->connstr('replica') ]);
-sql($target, q{CREATE SUBSCRIPTION copy CONNECTION '} . $origin->connstr . q{ dbname=postgres' PUBLICATION everything}, 'replica');
+sql($target, q{CREATE SUBSCRIPTION copy CONNECTION '} . $origin->connstr . q{ dbname=postgres' PUBLICATION everything},
+	'replica');
 wait_until($target, q{SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel}, 'every table is copied', 'replica');
 my $soon = schedule($origin, q{'note', 'replicated', delay => '0.5 s'});
 my $failing = schedule($origin, q{'raising', params => '{"message": "no"}'});
-wait_for_status($origin, $_, $_ eq $soon ? 'complete' : 'failed', 'a task runs at the publisher') foreach ($soon, $failing);
+wait_for_status($origin, $_, $_ eq $soon ? 'complete' : 'failed', 'a task runs at the publisher')
+  foreach ($soon, $failing);
 wait_for_status($target, $soon, 'complete', 'its outcome arrives at the subscriber', 'replica');
 wait_for_status($target, $failing, 'failed', 'so does that of another', 'replica');
 sql($origin, "SELECT tasksched.retry_task('$failing')");
 wait_value($origin, "SELECT status, launch FROM tasksched.tasks WHERE id = '$failing'", 'failed|2', 'it is retried');
-wait_value($target, "SELECT status, launch FROM tasksched.tasks WHERE id = '$failing'", 'failed|2', 'that arrives, too', 'replica');
+wait_value($target, "SELECT status, launch FROM tasksched.tasks WHERE id = '$failing'", 'failed|2',
+	'that arrives, too', 'replica');
 sql($origin, 'SELECT tasksched.pause_scheduler()');
 my $due = schedule($origin, q{'note', 'due'});
 wait_for_status($target, $due, 'scheduled', 'a due task arrives', 'replica');
 $here = schedule($target, q{'note', 'here'}, 'replica');
-wait_for_status($target, $here, 'complete', 'tasks that are scheduled here run, though the publisher is paused', 'replica');
+wait_for_status($target, $here, 'complete',
+	'tasks that are scheduled here run, though the publisher is paused', 'replica');
 is(sql($target, q{SELECT resource_id, reason FROM tasksched.blocked_tasks ORDER BY 1}, 'replica'),
 	"active|$elsewhere\ndue|$elsewhere", 'those that were replicated are held');
-is(sql($target, "SELECT count(*), count(DISTINCT id) FROM runs WHERE id IN ('$soon', '$due', '$here')", 'replica'), '2|2', 'and have not run here');
+is(sql($target, "SELECT count(*), count(DISTINCT id) FROM runs WHERE id IN ('$soon', '$due', '$here')", 'replica'),
+	'2|2', 'and have not run here');
 is(sql($origin, $all_ids), sql($target, "$all_ids WHERE id <> '$here'", 'replica'), 'every task is there, once');
 sql($target, 'DROP SUBSCRIPTION copy', 'replica');
 sql($target, 'SELECT tasksched.adopt_tasks()', 'replica');
@@ -211,10 +226,12 @@ wait_until($origin, "SELECT last_archived_wal >= '$segment' FROM pg_stat_archive
 
 my $past = PostgreSQL::Test::Cluster->new('past');
 $past->init_from_backup($origin, 'backup', has_restoring => 1, standby => 0);
-$past->append_conf('postgresql.conf', "archive_mode = off\nrecovery_target_name = 'then'\nrecovery_target_action = 'promote'\n");
+$past->append_conf('postgresql.conf',
+	"archive_mode = off\nrecovery_target_name = 'then'\nrecovery_target_action = 'promote'\n");
 $past->start;
 wait_for_running($past, [ $then, $active ], 'recovered: what was active is resumed');
-is(sql($past, "SELECT resource_id, status, launch FROM tasksched.tasks WHERE id IN ('$then', '$before', '$after') ORDER BY id"),
+is(sql($past, qq{SELECT resource_id, status, launch FROM tasksched.tasks
+		WHERE id IN ('$then', '$before', '$after') ORDER BY id}),
 	"then|active|2\nbefore|complete|1", 'what had finished has, what came later has not been');
 open_gate($past, 'then');
 wait_for_status($past, $then, 'complete', 'it completes');
@@ -234,7 +251,8 @@ $double->append_conf('postgresql.conf', "tasksched.enabled = on\n");
 $double->restart;
 $here = schedule($double, q{'note', 'here'});
 wait_for_status($double, $here, 'complete', 'a task that is scheduled here runs');
-is(sql($double, q{SELECT resource_id, reason FROM tasksched.blocked_tasks}), "active|$elsewhere", 'those of the original are held');
+is(sql($double, q{SELECT resource_id, reason FROM tasksched.blocked_tasks}),
+	"active|$elsewhere", 'those of the original are held');
 is(sql($double, "SELECT launch FROM tasksched.tasks WHERE id = '$active'"), 1, 'and not launched');
 $double->stop;
 

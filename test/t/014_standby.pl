@@ -34,12 +34,14 @@ my $other = schedule($old, q{'note'});
 wait_for_status($old, $other, 'complete', 'other tasks run meanwhile');
 is(sql($old, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'prepared'}), 0, 'a prepared one is not there');
 sql($old, q{COMMIT PREPARED 'schedule'});
-wait_value($old, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'prepared'}, 'complete', 'until COMMIT PREPARED');
+wait_value($old, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'prepared'}, 'complete',
+	'until COMMIT PREPARED');
 is(status_of($old, $id), 'scheduled', 'a prepared update has not happened');
 sql($old, q{COMMIT PREPARED 'update'});
 wait_for_status($old, $id, 'complete', 'before COMMIT PREPARED');
 sql($old, q{ROLLBACK PREPARED 'undone'});
-is(sql($old, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'undone'}), 0, 'ROLLBACK PREPARED leaves no task');
+is(sql($old, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'undone'}),
+	0, 'ROLLBACK PREPARED leaves no task');
 
 $id = schedule($old, q{'hold', 'never'});
 wait_for_running($old, $id, 'a task runs');
@@ -53,7 +55,8 @@ $id = schedule($old, q{'hold', 'locked'});
 wait_for_running($old, $id, 'another runs');
 sql($old, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'cancel'");
 open_gate($old, 'locked');
-wait_value($old, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND wait_event_type = 'Lock'}, 1,
+wait_value($old,
+	q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND wait_event_type = 'Lock'}, 1,
 	'its worker waits for a prepared cancel');
 sql($old, q{ROLLBACK PREPARED 'cancel'});
 wait_for_status($old, $id, 'complete', 'it completes at ROLLBACK PREPARED');
@@ -96,10 +99,12 @@ wait_for_running($old, $id, 'a task runs');
 sql($old, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'cancel'");
 sql($old, 'ALTER SYSTEM RESET log_min_messages');
 $old->restart;
-wait_value($old, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}, 'running', 'the server was restarted');
+wait_value($old, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}, 'running',
+	'the server was restarted');
 is(sql($old, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'restart'}), 0, 'no task has come of it');
 sql($old, q{COMMIT PREPARED 'schedule'});
-wait_value($old, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'restart'}, 'complete', 'COMMIT PREPARED after a restart: the task runs');
+wait_value($old, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'restart'}, 'complete',
+	'COMMIT PREPARED after a restart: the task runs');
 sql($old, q{COMMIT PREPARED 'cancel'});
 wait_for_status($old, $id, 'cancelled', 'another is cancelled');
 wait_value($old, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'and does not run');
@@ -160,16 +165,20 @@ foreach my $standby ($new, $cascade)
 	is(sql($standby, 'SELECT state FROM tasksched.status'), 'in recovery', "$name: its status says what it is");
 	is(sql($standby, 'SELECT count(*) FROM tasksched.running_tasks'), 0, "$name: nothing runs there");
 	is(sql($standby, "SELECT tasksched.task_is_running('$held')"), 'f', "$name: task_is_running says so");
-	is(sql($standby, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ 'tasksched'}), 0, "$name: none of our processes is there");
-	is(sql($standby, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$held'"), 'the server is in recovery', "$name: blocked_tasks says why");
+	is(sql($standby, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ 'tasksched'}),
+		0, "$name: none of our processes is there");
+	is(sql($standby, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$held'"),
+		'the server is in recovery', "$name: blocked_tasks says why");
 }
 sqlstate_is($new, "SELECT * FROM tasksched.wait_for_task('$held')", '0A000', 'wait_for_task does not work there');
-foreach my $call (q{schedule_task('note')}, q{schedule_tasks('note', '{null}')}, q{schedule_tasks('[{"action": "note"}]')},
+foreach my $call (
+	q{schedule_task('note')}, q{schedule_tasks('note', '{null}')}, q{schedule_tasks('[{"action": "note"}]')},
 	"update_task('$held')", "update_task('$later')", "update_task('$unknown')",
 	"delete_task('$held')", "delete_task('$later')", "delete_task('$unknown')",
 	"cancel_task('$held')", "cancel_task('$unknown')", "retry_task('$id')", "retry_task('$unknown')",
-	q{register_action('other', 'note')}, q{unregister_action('note')}, 'adopt_tasks()', 'pause_scheduler()', 'resume_scheduler()',
-	'grant_usage(current_user)', 'grant_admin(current_user)', 'revoke_usage(current_user)', 'revoke_admin(current_user)')
+	q{register_action('other', 'note')}, q{unregister_action('note')}, 'adopt_tasks()',
+	'pause_scheduler()', 'resume_scheduler()', 'grant_usage(current_user)', 'grant_admin(current_user)',
+	'revoke_usage(current_user)', 'revoke_admin(current_user)')
 {
 	sqlstate_is($new, "SELECT tasksched.$call", '25006', "$call fails on a standby");
 }
@@ -182,7 +191,8 @@ my $session = IPC::Run::start([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', 
 	'-c', q{SELECT tasksched.schedule_task('note', 'over') IS NOT NULL},
 	'-c', q{SELECT status FROM tasksched.wait_for_task((SELECT id FROM tasksched.tasks WHERE resource_id = 'over'))} ],
 	'>', \$output, '2>', \$errors);
-wait_value($new, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^DO' AND state = 'active'}, 1, 'a session waits on the standby');
+wait_value($new, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^DO' AND state = 'active'}, 1,
+	'a session waits on the standby');
 
 # ---------------------------------------------------------------------------
 # The machine of the primary fails; failover
@@ -197,16 +207,21 @@ my $start = time;
 $new->promote;
 my $promoted = time - $start;
 wait_for_running($new, [ $held, $walk ], 'after the promotion the active tasks are resumed');
-my $resumed = sql($new, 'SELECT extract(epoch FROM max(since) - ' . ready_since($new) . ") FROM tasksched.running_tasks WHERE task_id IN ('$held', '$walk')");
+my $resumed = sql($new,
+	'SELECT extract(epoch FROM max(since) - ' . ready_since($new)
+	  . ") FROM tasksched.running_tasks WHERE task_id IN ('$held', '$walk')");
 cmp_ok($resumed, '<', 5, 'within 5 s');
 diag(sprintf('promoted in %.2f s; tasks resumed %.2f s after the server was ready', $promoted, $resumed));
 open_gate($new, 'failover');
 wait_for_status($new, $_, 'complete', 'they complete') foreach ($held, $walk);
-is(sql($new, "SELECT first_launch, launch, crashes FROM runs WHERE id = '$held'"), 'f|2|0', 'in a launch that is not the first');
-is(sql($new, "SELECT string_agg(step::text, ' ' ORDER BY step) FROM steps WHERE id = '$walk'"), '1 2 3', 'a procedure goes on from its last checkpoint');
+is(sql($new, "SELECT first_launch, launch, crashes FROM runs WHERE id = '$held'"),
+	'f|2|0', 'in a launch that is not the first');
+is(sql($new, "SELECT string_agg(step::text, ' ' ORDER BY step) FROM steps WHERE id = '$walk'"),
+	'1 2 3', 'a procedure goes on from its last checkpoint');
 wait_for_status($new, $later, 'complete', 'the scheduled one runs');
 sql($new, q{COMMIT PREPARED 'failover'});
-wait_value($new, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'carried'}, 'complete', 'so does one that was prepared on the old primary');
+wait_value($new, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'carried'}, 'complete',
+	'so does one that was prepared on the old primary');
 $session->finish;
 is($output . $errors, "active\nt\ncomplete\n", 'a session that was there schedules and waits');
 $new->wait_for_catchup($cascade, 'replay', $new->lsn('flush'));
@@ -219,7 +234,8 @@ $old->start;
 wait_for_running($old, $held, 'started as it is, the old primary runs its tasks, too');
 $old->stop;
 sql($new, 'CHECKPOINT');
-command_ok([ 'pg_rewind', '--source-server', $new->connstr('postgres'), '--target-pgdata', $old->data_dir ], 'pg_rewind');
+command_ok([ 'pg_rewind', '--source-server', $new->connstr('postgres'), '--target-pgdata', $old->data_dir ],
+	'pg_rewind');
 $old->append_conf('postgresql.conf', 'port = ' . $old->port . "\n");
 $old->enable_streaming($new);
 $old->set_standby_mode;
@@ -234,7 +250,8 @@ is(sql($old, "SELECT status, launch FROM tasksched.get_task('$held')"), 'complet
 # ---------------------------------------------------------------------------
 $new->append_conf('postgresql.conf', "synchronous_standby_names = 'old'\n");
 $new->reload;
-wait_value($new, q{SELECT sync_state FROM pg_stat_replication WHERE application_name = 'old'}, 'sync', 'a synchronous standby');
+wait_value($new, q{SELECT sync_state FROM pg_stat_replication WHERE application_name = 'old'}, 'sync',
+	'a synchronous standby');
 $id = schedule($new, q{'note'});
 wait_for_status($new, $id, 'complete', 'with it, tasks run');
 $old->stop;
@@ -247,15 +264,19 @@ sub schedule_local
 
 	return sql($new, "SET synchronous_commit = local; SELECT tasksched.schedule_task($arguments)");
 }
-my $waiting = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND wait_event = 'SyncRep'};
+my $waiting =
+  q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tasksched worker' AND wait_event = 'SyncRep'};
 my @ids = map { schedule_local(q{'note'}) } 1 .. 3;
 my $failing = schedule_local(q{'raising', params => '{"message": "no"}'});
 $walk = schedule_local(q{'walk', 'failover'});
 wait_value($new, $waiting, 5, 'workers wait for it to confirm');
-is(sql($new, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}), 5, 'their tasks are not finished before');
-sqlstate_is($new, "SET lock_timeout = '0.1 s'; SELECT tasksched.cancel_task('$ids[2]')", '55P03', 'cancel_task waits for them, too');
+is(sql($new, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}),
+	5, 'their tasks are not finished before');
+sqlstate_is($new, "SET lock_timeout = '0.1 s'; SELECT tasksched.cancel_task('$ids[2]')", '55P03',
+	'cancel_task waits for them, too');
 ($output, $errors) = ('', '');
-$session = IPC::Run::start([ 'psql', '-XAtq', '-d', $new->connstr('postgres'), '-c', q{SELECT tasksched.schedule_task('note', 'unconfirmed')} ],
+$session = IPC::Run::start([ 'psql', '-XAtq', '-d', $new->connstr('postgres'), '-c',
+		q{SELECT tasksched.schedule_task('note', 'unconfirmed')} ],
 	'>', \$output, '2>', \$errors);
 my $client = q{FROM pg_stat_activity WHERE backend_type = 'client backend' AND wait_event = 'SyncRep'};
 wait_value($new, "SELECT count(*) $client", 1, 'so does a session that schedules a task');
@@ -275,7 +296,8 @@ $id = schedule_local(q{'run_sql', params => '{"sql": "CREATE TEMP TABLE own ()"}
 wait_value($new, $waiting, 5, 'one with a temporary table waits');
 $worker = worker_pid($new, $id);
 sql($new, "SELECT pg_cancel_backend($worker)");
-wait_value($new, "SELECT state FROM pg_stat_activity WHERE pid = $worker", 'idle', 'cancelled, it drops that without waiting again');
+wait_value($new, "SELECT state FROM pg_stat_activity WHERE pid = $worker", 'idle',
+	'cancelled, it drops that without waiting again');
 $worker = worker_pid($new, $walk);
 sql($new, "SELECT pg_cancel_backend($worker)");
 wait_value($new, "SELECT count(*) FROM steps WHERE id = '$walk'", 1, 'a procedure that waits in a COMMIT goes on');
@@ -289,10 +311,13 @@ wait_for_status($new, $failing, 'failed', 'also a failure');
 wait_value($new, $waiting, 1, 'and the procedure goes on, and waits again');
 $old->start;
 wait_for_status($new, $walk, 'complete', 'until the standby is there');
-is(sql($new, "SELECT string_agg(step::text, ' ' ORDER BY step) FROM steps WHERE id = '$walk'"), '1 2 3', 'each of its steps was done once');
+is(sql($new, "SELECT string_agg(step::text, ' ' ORDER BY step) FROM steps WHERE id = '$walk'"),
+	'1 2 3', 'each of its steps was done once');
 my $list = join(', ', map { "'$_'" } @ids);
-is(sql($new, "SELECT count(*), count(DISTINCT id), max(launch) FROM runs WHERE id IN ($list)"), '3|3|1', 'and so were the other tasks');
-is(sql($new, "SELECT max(crashes), max(launch) FROM tasksched.tasks WHERE id IN ('$failing', $list)"), '0|1', 'in one launch');
+is(sql($new, "SELECT count(*), count(DISTINCT id), max(launch) FROM runs WHERE id IN ($list)"),
+	'3|3|1', 'and so were the other tasks');
+is(sql($new, "SELECT max(crashes), max(launch) FROM tasksched.tasks WHERE id IN ('$failing', $list)"),
+	'0|1', 'in one launch');
 wait_for_status($old, $walk, 'complete', 'all of that arrives at the standby');
 
 $old->stop;

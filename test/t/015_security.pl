@@ -147,7 +147,8 @@ foreach my $table (qw(live finished registered_actions scheduler_state))
 	is(as('everything', "SELECT count(*) FROM tasksched.$table"), '0', "they see nothing of $table");
 }
 sqlstate_is($node, 'SELECT * FROM tasksched.tasks', '42501', 'nor of tasks', user => 'everything');
-sqlstate_is($node, "INSERT INTO tasksched.$_ $new_row", '42501', "they add no task of a superuser's to $_", user => 'everything')
+sqlstate_is($node, "INSERT INTO tasksched.$_ $new_row", '42501', "they add no task of a superuser's to $_",
+	user => 'everything')
   foreach qw(live tasks);
 sqlstate_is($node, q{INSERT INTO tasksched.registered_actions VALUES ('a', 'b()', 'boss', 'boss', now())},
 	'42501', 'and no action', user => 'everything');
@@ -179,17 +180,22 @@ DECLARE
 	state text;
 BEGIN
 	FOREACH what IN ARRAY ARRAY[
-		'SET ROLE boss', 'SET LOCAL ROLE boss', 'SET ROLE victim', 'RESET ROLE', 'SET ROLE NONE', 'SET role TO DEFAULT', 'SET ROLE friends',
+		'SET ROLE boss', 'SET LOCAL ROLE boss', 'SET ROLE victim', 'RESET ROLE', 'SET ROLE NONE', 'SET role TO DEFAULT',
+		'SET ROLE friends',
 		'SET SESSION AUTHORIZATION boss', 'SET LOCAL SESSION AUTHORIZATION boss', 'SET SESSION AUTHORIZATION friends',
 		'RESET SESSION AUTHORIZATION', 'SET SESSION AUTHORIZATION DEFAULT', 'RESET ALL',
 		'SELECT set_config(''role'', ''boss'', false)', 'SELECT set_config(''role'', ''none'', false)',
-		'SELECT set_config(''session_authorization'', ''boss'', false)', 'SELECT set_config(''session_authorization'', ''boss'', true)',
+		'SELECT set_config(''session_authorization'', ''boss'', false)',
+		'SELECT set_config(''session_authorization'', ''boss'', true)',
 		'SELECT set_config(''is_superuser'', ''on'', false)',
 		'DO ''BEGIN SET ROLE boss; END''', 'DO ''BEGIN EXECUTE $x$SET SESSION AUTHORIZATION boss$x$; END''',
 		'SELECT as_boss()', 'SELECT auth_boss()',
-		'ALTER ROLE CURRENT_USER SUPERUSER', 'GRANT boss TO CURRENT_USER', 'ALTER FUNCTION as_boss() OWNER TO CURRENT_USER',
-		'COPY ledger TO PROGRAM ''id''', 'COPY ledger TO ''/tmp/ledger''', 'SELECT pg_read_file(''/etc/passwd'')', 'SELECT lo_import(''/etc/passwd'')',
-		'LOAD ''/tmp/x''', 'CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE c AS ''x'', ''y''', 'SET session_replication_role = replica',
+		'ALTER ROLE CURRENT_USER SUPERUSER', 'GRANT boss TO CURRENT_USER',
+		'ALTER FUNCTION as_boss() OWNER TO CURRENT_USER',
+		'COPY ledger TO PROGRAM ''id''', 'COPY ledger TO ''/tmp/ledger''',
+		'SELECT pg_read_file(''/etc/passwd'')', 'SELECT lo_import(''/etc/passwd'')',
+		'LOAD ''/tmp/x''', 'CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE c AS ''x'', ''y''',
+		'SET session_replication_role = replica',
 		'SELECT pg_reload_conf()', 'SET tasksched.max_crashes = 1000', 'SET LOCAL tasksched.enabled = off']
 	LOOP
 		BEGIN
@@ -225,7 +231,8 @@ BEGIN
 	INSERT INTO public.ledger (place, what) VALUES ('next', 'nothing');
 	CALL public.attack('next');
 END $$;
-SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{attack_function,attack_procedure,attack_next}'::text[]) a;
+SELECT tasksched.register_action(a, 'public.' || a)
+FROM unnest('{attack_function,attack_procedure,attack_next}'::text[]) a;
 EOT
 
 # what does no harm; everything else is refused
@@ -240,7 +247,8 @@ foreach my $role (qw(mallory shade))
 	is( sql($node, q{SELECT string_agg(DISTINCT place, ', ' ORDER BY place) FROM ledger}),
 		'after COMMIT, after ROLLBACK, before COMMIT, function, next', 'all of it was tried');
 	is( sql($node, qq{SELECT DISTINCT place, what, state, who, auth, super FROM ledger
-			WHERE auth <> '$role' OR super <> 'off' OR who <> CASE WHEN what = 'SET ROLE friends' AND state = '00000' THEN 'friends' ELSE '$role' END}),
+			WHERE auth <> '$role' OR super <> 'off'
+				OR who <> CASE WHEN what = 'SET ROLE friends' AND state = '00000' THEN 'friends' ELSE '$role' END}),
 		'', "$role stays who it is");
 	is(sql($node, "SELECT string_agg(DISTINCT what, ';' ORDER BY what) FROM ledger WHERE state = '00000'"),
 		join(';', sort @harmless), 'what is not refused does no harm');
@@ -295,10 +303,12 @@ is(field_of($node, $id, 'result'), '"boss boss on"', 'is not that any more');
 sql($node, <<'EOT');
 GRANT CREATE ON SCHEMA public TO victim, mallory;
 SET ROLE victim;
-CREATE FUNCTION public.definer() RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION public.definer() RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	RETURN jsonb_build_object('who', public.who(NULL), 'mine', (SELECT count(*) FROM tasksched.current_task()),
-		'escape', public.state_of('SET ROLE boss'), 'reset', public.state_of('RESET ROLE'), 'scheduled', tasksched.schedule_task('who'));
+		'escape', public.state_of('SET ROLE boss'), 'reset', public.state_of('RESET ROLE'),
+		'scheduled', tasksched.schedule_task('who'));
 END $$;
 CREATE FUNCTION public.wrapper() RETURNS uuid LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT tasksched.schedule_task('who') $$;
@@ -308,7 +318,8 @@ SELECT tasksched.register_action('definer', 'public.definer');
 EOT
 $id = run_as('mallory', q{'definer'}, 'complete', 'an action with SECURITY DEFINER');
 is(field_of($node, $id, q{owner, result - 'scheduled'}),
-	'mallory|{"who": "victim mallory off", "mine": 1, "reset": "42501", "escape": "42501"}', 'has the rights of its owner, and no more');
+	'mallory|{"who": "victim mallory off", "mine": 1, "reset": "42501", "escape": "42501"}',
+	'has the rights of its owner, and no more');
 $id = field_of($node, $id, q{result ->> 'scheduled'});
 wait_for_status($node, $id, 'complete', 'what it schedules');
 is(field_of($node, $id, 'owner, result'), 'victim|"victim victim off"', "is the definer's");
@@ -322,10 +333,12 @@ is(as('mallory', "SELECT count(*) FROM tasksched.get_task('$id')"), '0', 'its ca
 # ---------------------------------------------------------------------------
 sql($node, q{SET ROLE mallory; CREATE FUNCTION tool() RETURNS jsonb LANGUAGE sql AS $$ SELECT '"old"'::jsonb $$});
 as('operator', q{SELECT tasksched.register_action('tool', 'public.tool')});
-sqlstate_is($node, q{SET ROLE victim; SELECT tasksched.register_action('tool', 'public.who')}, '42501', 'a user cannot take over the name of an action');
+sqlstate_is($node, q{SET ROLE victim; SELECT tasksched.register_action('tool', 'public.who')}, '42501',
+	'a user cannot take over the name of an action');
 as('mallory', q{CREATE OR REPLACE FUNCTION tool() RETURNS jsonb LANGUAGE sql AS $$ SELECT who(NULL) $$});
 $id = run_as('victim', q{'tool'}, 'complete', "an action's function can be replaced by its owner");
-is(field_of($node, $id, 'result'), '"victim victim off"', 'who so acts for those who schedule it: they have to trust him');
+is(field_of($node, $id, 'result'),
+	'"victim victim off"', 'who so acts for those who schedule it: they have to trust him');
 sql($node, q{
 	SET ROLE mallory; DROP FUNCTION tool(); RESET ROLE;
 	SET ROLE victim; CREATE FUNCTION tool() RETURNS jsonb LANGUAGE sql AS $$ SELECT who(NULL) $$});
@@ -346,13 +359,17 @@ my @ids = ($unknown, $secret, $running, $finished);
 foreach my $call (
 	"tasksched.update_task('ID', run_at => now())", "tasksched.update_task('ID', result => '1')",
 	"tasksched.update_task('ID', status => 'active')",
-	"tasksched.cancel_task('ID')", "tasksched.delete_task('ID')", "tasksched.retry_task('ID')", "tasksched.task_is_running('ID')",
+	"tasksched.cancel_task('ID')", "tasksched.delete_task('ID')", "tasksched.retry_task('ID')",
+	"tasksched.task_is_running('ID')",
 	"count(*) FROM tasksched.get_task('ID')", "count(*) FROM tasksched.wait_for_task('ID')",
 	"count(*) FROM tasksched.tasks WHERE id = 'ID'", "count(*) FROM tasksched.get_tasks() WHERE id = 'ID'",
 	"count(*) FROM tasksched.running_tasks WHERE task_id = 'ID'", "count(*) FROM tasksched.stuck_tasks WHERE id = 'ID'",
 	"count(*) FROM tasksched.blocked_tasks WHERE id = 'ID'")
 {
-	my @answers = map { my ($out, $err) = try_sql($node, 'SELECT ' . $call =~ s/ID/$_/r, user => 'mallory'); "$out$err" =~ s/$_/ID/gr } @ids;
+	my @answers = map {
+		my ($out, $err) = try_sql($node, 'SELECT ' . $call =~ s/ID/$_/r, user => 'mallory');
+		"$out$err" =~ s/$_/ID/gr
+	} @ids;
 
 	is_deeply(\@answers, [ ($answers[0]) x 4 ], "$call answers as for an unknown task");
 }
@@ -361,23 +378,31 @@ execute_as('mallory', <<"EOT", 'complete', 'likewise inside an action');
 	DECLARE id uuid;
 	BEGIN
 		FOREACH id IN ARRAY '{$secret,$running,$finished}'::uuid[] LOOP
-			ASSERT NOT (tasksched.update_task(id, result => '1') OR tasksched.cancel_task(id) OR tasksched.delete_task(id)
-				OR tasksched.retry_task(id) OR tasksched.task_is_running(id));
-			ASSERT NOT EXISTS (SELECT FROM tasksched.get_task(id)) AND NOT EXISTS (SELECT FROM tasksched.wait_for_task(id));
+			ASSERT NOT (tasksched.update_task(id, result => '1') OR tasksched.cancel_task(id)
+				OR tasksched.delete_task(id) OR tasksched.retry_task(id) OR tasksched.task_is_running(id));
+			ASSERT NOT EXISTS (SELECT FROM tasksched.get_task(id))
+				AND NOT EXISTS (SELECT FROM tasksched.wait_for_task(id));
 		END LOOP;
 	END \$\$
 EOT
-is(sql($node, "SELECT * FROM tasksched.tasks WHERE owner = 'victim' ORDER BY id"), $before, 'none of that has changed anything');
+is(sql($node, "SELECT * FROM tasksched.tasks WHERE owner = 'victim' ORDER BY id"),
+	$before, 'none of that has changed anything');
 
 # what others see of it
 my $worker = worker_pid($node, $running);
-is(as('mallory', "SELECT query FROM pg_stat_activity WHERE pid = $worker"), '<insufficient privilege>', 'pg_stat_activity tells a user nothing');
-is(as('monitor', "SELECT query FROM pg_stat_activity WHERE pid = $worker"), "tasksched: hold $running", 'and pg_monitor the action and the id');
-is(sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ 'secret' AND pid <> pg_backend_pid()}), '0', 'nobody the params');
+is(as('mallory', "SELECT query FROM pg_stat_activity WHERE pid = $worker"),
+	'<insufficient privilege>', 'pg_stat_activity tells a user nothing');
+is(as('monitor', "SELECT query FROM pg_stat_activity WHERE pid = $worker"),
+	"tasksched: hold $running", 'and pg_monitor the action and the id');
+is(sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ 'secret' AND pid <> pg_backend_pid()}),
+	'0', 'nobody the params');
 sql($node, 'ANALYZE');
-is( sql($node, q{SELECT DISTINCT tablename FROM pg_stats WHERE schemaname = 'tasksched' AND attname = 'resource_id' ORDER BY 1}),
+is( sql($node, q{SELECT DISTINCT tablename FROM pg_stats
+		WHERE schemaname = 'tasksched' AND attname = 'resource_id' ORDER BY 1}),
 	"finished\nlive\ntasks", 'there are statistics');
-is(as($_, q{SELECT count(*) FROM pg_stats WHERE schemaname = 'tasksched' AND tablename IN ('tasks', 'live', 'finished')}), '0', "not for $_")
+is(as($_,
+		q{SELECT count(*) FROM pg_stats WHERE schemaname = 'tasksched' AND tablename IN ('tasks', 'live', 'finished')}),
+	'0', "not for $_")
   foreach qw(mallory operator monitor everything dbo);
 my $log = log_position($node);
 run_as('victim', q{'raising', params => '{"message": "overt", "x": "secret"}'}, 'failed', 'an error is logged');
@@ -385,12 +410,14 @@ wait_for_log($node, qr/overt.*STATEMENT:  tasksched: raising /s, $log, 'with the
 unlike(log_since($node, $log), qr/secret/, 'without the params');
 
 # signals
-sqlstate_is($node, "SELECT pg_cancel_backend($worker)", '42501', 'a user cannot interrupt the worker of another', user => 'mallory');
+sqlstate_is($node, "SELECT pg_cancel_backend($worker)", '42501', 'a user cannot interrupt the worker of another',
+	user => 'mallory');
 sqlstate_is($node, "SELECT pg_terminate_backend($worker)", '42501', 'nor end it', user => 'mallory');
 my $super = schedule_as('boss', q{'hold', 'gate'});
 foreach my $pid (worker_pid($node, $super), scheduler_pid($node), launcher_pid($node))
 {
-	sqlstate_is($node, "SELECT pg_terminate_backend($pid)", '42501', 'pg_signal_backend ends nothing of a superuser', user => 'signaller');
+	sqlstate_is($node, "SELECT pg_terminate_backend($pid)", '42501', 'pg_signal_backend ends nothing of a superuser',
+		user => 'signaller');
 }
 is(as('signaller', "SELECT pg_cancel_backend($worker)"), 't', 'but interrupts what others run');
 wait_for_status($node, $running, 'failed', 'which then fails');
@@ -412,10 +439,13 @@ execute_as('mallory', <<'EOT', 'complete', 'temporary objects of our names decei
 	CREATE DOMAIN pg_temp.task_status AS text;
 	CREATE FUNCTION pg_temp.pg_has_role(oid, oid, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
 	SET search_path = pg_temp, tasksched, public;
-	DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM tasksched.get_tasks() WHERE owner <> 'mallory'::pg_catalog.regrole); END $$;
+	DO $$ BEGIN
+		ASSERT NOT EXISTS (SELECT FROM tasksched.get_tasks() WHERE owner <> 'mallory'::pg_catalog.regrole);
+	END $$;
 	SELECT tasksched.schedule_task('who');
 EOT
-wait_value($node, q{SELECT status, result FROM tasksched.tasks WHERE owner = 'mallory' AND action = 'who' ORDER BY id DESC LIMIT 1},
+wait_value($node,
+	q{SELECT status, result FROM tasksched.tasks WHERE owner = 'mallory' AND action = 'who' ORDER BY id DESC LIMIT 1},
 	'complete|"mallory mallory off"', 'nor the next task');
 
 # ---------------------------------------------------------------------------
@@ -442,17 +472,20 @@ sql($node, q{ALTER ROLE mallory LOGIN; SELECT tasksched.grant_usage('victim')});
 # The owner of the database
 # ---------------------------------------------------------------------------
 my $own = q{SET ROLE NONE; SET default_transaction_read_only = off; SET lock_timeout = 0; SET row_security = on;};
-foreach my $setting ("role = 'dbo'", "session_authorization = 'dbo'", 'search_path = evil, public, pg_catalog', 'lock_timeout = 1',
+foreach my $setting (
+	"role = 'dbo'", "session_authorization = 'dbo'", 'search_path = evil, public, pg_catalog', 'lock_timeout = 1',
 	'default_transaction_read_only = on', "default_transaction_isolation = 'serializable'", 'row_security = off',
 	'transform_null_equals = on', 'quote_all_identifiers = on',
-	sql($node, 'SHOW server_version_num') < 190000 ? 'standard_conforming_strings = off' : (),	# the server has no off any more
-	"datestyle = 'German'",
-	"timezone = 'Asia/Kathmandu'", 'array_nulls = off', 'enable_indexscan = off', "work_mem = '64kB'")
+	# the server has no off any more
+	sql($node, 'SHOW server_version_num') < 190000 ? 'standard_conforming_strings = off' : (),
+	"datestyle = 'German'", "timezone = 'Asia/Kathmandu'", 'array_nulls = off', 'enable_indexscan = off',
+	"work_mem = '64kB'")
 {
 	sqlstate_is($node, "ALTER DATABASE shop SET $setting; DO 'BEGIN RAISE USING ERRCODE = ''TS000''; END'", 'TS000',
 		"the owner may say ALTER DATABASE SET $setting", user => 'dbo');
 }
-sqlstate_is($node, 'ALTER DATABASE shop SET tasksched.max_crashes = 1', '55P02', 'but not for our settings', user => 'dbo');
+sqlstate_is($node, 'ALTER DATABASE shop SET tasksched.max_crashes = 1', '55P02', 'but not for our settings',
+	user => 'dbo');
 sql($node, <<'EOT');
 \c shop
 SET ROLE NONE;
@@ -471,23 +504,34 @@ foreach my $pid (pids_of($node, 'tasksched scheduler', 'shop'))
 foreach my $role (qw(mallory shade))
 {
 	$id = sql($node, "$own SET ROLE $role; SELECT tasksched.schedule_task('who')", 'shop');
-	wait_value($node, "$own SELECT status, result FROM tasksched.tasks WHERE id = '$id'", qq{complete|"$role $role off"},
+	wait_value($node, "$own SELECT status, result FROM tasksched.tasks WHERE id = '$id'",
+		qq{complete|"$role $role off"},
 		'with all of that, tasks run as they should', 'shop');
-	is(sql($node, "$own SET ROLE dbo; SELECT count(*) FROM tasksched.get_tasks()", 'shop'), '0', 'and the owner does not see them');
+	is(sql($node, "$own SET ROLE dbo; SELECT count(*) FROM tasksched.get_tasks()", 'shop'),
+		'0', 'and the owner does not see them');
 }
 sql($node, 'ALTER DATABASE shop RESET ALL');
 foreach my $attack (
-	'SELECT * FROM tasksched.live', 'ALTER TABLE tasksched.tasks DISABLE ROW LEVEL SECURITY', 'ALTER TABLE tasksched.live OWNER TO dbo',
-	'CREATE TRIGGER t BEFORE INSERT ON tasksched.live FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()',
-	'CREATE RULE r AS ON INSERT TO tasksched.live DO INSTEAD NOTHING', 'CREATE POLICY p ON tasksched.tasks USING (true)',
-	'TRUNCATE tasksched.finished', 'DROP SCHEMA tasksched CASCADE', 'ALTER SCHEMA tasksched OWNER TO dbo', 'ALTER SCHEMA tasksched RENAME TO x',
-	'CREATE FUNCTION tasksched.f() RETURNS void LANGUAGE sql AS \'\'', 'DROP EXTENSION tasksched CASCADE', 'ALTER EXTENSION tasksched UPDATE',
-	'ALTER EXTENSION tasksched DROP TABLE tasksched.live', 'GRANT ALL ON tasksched.live TO dbo', 'REASSIGN OWNED BY boss TO dbo',
-	'SELECT tasksched.grant_admin(\'dbo\')', 'SELECT tasksched.pause_scheduler()', 'CREATE PUBLICATION p FOR TABLE tasksched.live')
+	'SELECT * FROM tasksched.live', 'ALTER TABLE tasksched.tasks DISABLE ROW LEVEL SECURITY',
+	'ALTER TABLE tasksched.live OWNER TO dbo',
+	'CREATE TRIGGER t BEFORE INSERT ON tasksched.live FOR EACH ROW '
+	  . 'EXECUTE FUNCTION suppress_redundant_updates_trigger()',
+	'CREATE RULE r AS ON INSERT TO tasksched.live DO INSTEAD NOTHING',
+	'CREATE POLICY p ON tasksched.tasks USING (true)',
+	'TRUNCATE tasksched.finished', 'DROP SCHEMA tasksched CASCADE',
+	'ALTER SCHEMA tasksched OWNER TO dbo', 'ALTER SCHEMA tasksched RENAME TO x',
+	'CREATE FUNCTION tasksched.f() RETURNS void LANGUAGE sql AS \'\'',
+	'DROP EXTENSION tasksched CASCADE', 'ALTER EXTENSION tasksched UPDATE',
+	'ALTER EXTENSION tasksched DROP TABLE tasksched.live',
+	'GRANT ALL ON tasksched.live TO dbo', 'REASSIGN OWNED BY boss TO dbo',
+	'SELECT tasksched.grant_admin(\'dbo\')', 'SELECT tasksched.pause_scheduler()',
+	'CREATE PUBLICATION p FOR TABLE tasksched.live')
 {
 	my $state = as('dbo', "SELECT state_of(\$a\$$attack\$a\$)", 'shop');
 
-	ok($state eq '42501' || ($attack =~ /^GRANT/ && $state eq '01007'), "refused to the owner of the database: $attack") or diag($state);
+	ok($state eq '42501' || ($attack =~ /^GRANT/ && $state eq '01007'),
+		"refused to the owner of the database: $attack")
+	  or diag($state);
 }
 
 check_log($node);

@@ -43,7 +43,8 @@ sub start_hog
 
 	push @hogs, $pid;
 	return if $pid;
-	exec('psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', 'SET application_name = hog', '-c', 'SET parallel_setup_cost = 0',
+	exec('psql', '-XAtq', '-d', $node->connstr('postgres'),
+		'-c', 'SET application_name = hog', '-c', 'SET parallel_setup_cost = 0',
 		'-c', "SET max_parallel_workers_per_gather = $n", '-c', 'SELECT count(*) FROM big WHERE slow(n)')
 	  or POSIX::_exit(1);
 }
@@ -54,7 +55,8 @@ sub hog
 	my ($n) = @_;
 	my $start = time;
 
-	until ((my $taken = sql($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker'")) >= $n)
+	until ((my $taken = sql($node, q{SELECT count(*) FROM pg_stat_activity
+			WHERE backend_type = 'parallel worker'})) >= $n)
 	{
 		die "$n slots can't be taken" if time - $start > $TaskschedTest::deadline_s;
 		start_hog($n - $taken);
@@ -65,7 +67,8 @@ sub hog
 
 sub end_hogs
 {
-	sql($node, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hog' AND backend_type = 'client backend'});
+	sql($node, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE application_name = 'hog' AND backend_type = 'client backend'});
 	waitpid($_, 0) foreach @hogs;
 	@hogs = ();
 	return;
@@ -75,7 +78,8 @@ sub schedule_some
 {
 	my ($name, $n) = @_;
 
-	sql($node, "SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{$n}'), resource_id => '$name')");
+	sql($node, qq{SELECT count(*)
+		FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{$n}'), resource_id => '$name')});
 	return;
 }
 
@@ -83,7 +87,8 @@ sub all_complete
 {
 	my ($name, $n) = @_;
 
-	my $took = wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = '$name' AND status = 'complete' AND attempt = 1 AND launch = 1",
+	my $took = wait_value($node, qq{SELECT count(*) FROM tasksched.tasks
+		WHERE resource_id = '$name' AND status = 'complete' AND attempt = 1 AND launch = 1},
 		$n, "$name: the tasks complete, in their first launch");
 	return $took;
 }
@@ -95,7 +100,8 @@ sub all_wait
 	wait_value($node, 'SELECT state FROM tasksched.status', $state, "$name: the status says so");
 	wait_value($node, "SELECT count(*) FROM tasksched.blocked_tasks WHERE resource_id = '$name' AND reason = '$reason'",
 		$n, "$name: so does blocked_tasks, of each task");
-	is(sql($node, "SELECT count(*), max(attempt), max(launch), bool_and(run_at <= now()) FROM tasksched.tasks WHERE resource_id = '$name' AND status = 'scheduled'"),
+	is(sql($node, qq{SELECT count(*), max(attempt), max(launch), bool_and(run_at <= now()) FROM tasksched.tasks
+			WHERE resource_id = '$name' AND status = 'scheduled'}),
 		"$n|0|0|t", "$name: the tasks wait, with their due time, without an attempt");
 	return;
 }
@@ -105,7 +111,8 @@ sub started_after
 {
 	my ($name, $moment) = @_;
 
-	my $seconds = sql($node, "SELECT extract(epoch FROM min(started_at)) - $moment FROM tasksched.tasks WHERE resource_id = '$name'");
+	my $seconds = sql($node,
+		"SELECT extract(epoch FROM min(started_at)) - $moment FROM tasksched.tasks WHERE resource_id = '$name'");
 
 	note("$name: started after $seconds s");
 	return $seconds;
@@ -123,7 +130,8 @@ schedule_some('one slot', 20);
 all_complete('one slot', 20);
 is(sql($node, 'SELECT count(DISTINCT pid) FROM runs'), 1, 'in one worker');
 end_hogs();
-wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker'}, 0, 'slots are free again');
+wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker'}, 0,
+	'slots are free again');
 
 # ---------------------------------------------------------------------------
 # None is left for a worker
@@ -171,7 +179,9 @@ SKIP:
 
 	# a connection that is there already, since no other can be made meanwhile
 	my ($in, $out, $err) = ('', '', '');
-	my $psql = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, '2>', \$err,
+	my $psql = IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres') ],
+		'<', \$in, '>', \$out, '2>', \$err,
 		my $timer = IPC::Run::timeout($TaskschedTest::deadline_s));
 	my $ask = sub {
 		my ($sql) = @_;
@@ -214,18 +224,23 @@ SKIP:
 			$wait->('SELECT state FROM tasksched.status', 'idle', 'the scheduler has left');
 		}
 		$limit->(1);
-		$ask->("SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{5}'), resource_id => 'fork $who')");
-		$wait->($blocked, '5|the server could not start a process; see the server log', "no process for a $who: blocked_tasks says so");
+		$ask->(qq{SELECT count(*)
+			FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{5}'), resource_id => 'fork $who')});
+		$wait->($blocked, '5|the server could not start a process; see the server log',
+			"no process for a $who: blocked_tasks says so");
 		$wait->('SELECT state FROM tasksched.status', 'waiting for a process', 'so does the status');
 		my $start = time;
-		wait_for_log($node, qr/(could not fork (background )?worker process.*){3}/s, $position, 'it is tried again and again');
-		cmp_ok(scalar(() = log_since($node, $position) =~ /could not fork (?:background )?worker process/g) , '<=', 3 + 3 * (time - $start + 3), 'but not in a hot loop');
+		wait_for_log($node, qr/(could not fork (background )?worker process.*){3}/s, $position,
+			'it is tried again and again');
+		cmp_ok(scalar(() = log_since($node, $position) =~ /could not fork (?:background )?worker process/g),
+			'<=', 3 + 3 * (time - $start + 3), 'but not in a hot loop');
 		$freed = time;
 		$limit->($usual);
 		all_complete("fork $who", 5);
 		cmp_ok(started_after("fork $who", $freed), '<', 10, 'soon after processes could be started');
 	}
-	like(slurp_file($node->logfile), qr/tasksched could not have a process started.*\n.*HINT: .*ulimit/, 'the log says what to look at');
+	like(slurp_file($node->logfile), qr/tasksched could not have a process started.*\n.*HINT: .*ulimit/,
+		'the log says what to look at');
 	$in .= "\\q\n";
 	$psql->finish;
 }

@@ -104,7 +104,8 @@ set_clock(-1);
 # ---------------------------------------------------------------------------
 # not by pg_sleep(), which the server measures by the clock
 my ($in, $locked, $errors) = ("SELECT pg_advisory_lock(1);\n", '', '');
-my $locker = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$locked, '2>', \$errors);
+my $locker = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ],
+	'<', \$in, '>', \$locked, '2>', \$errors);
 $locker->pump until $locked =~ /\n/;
 my $held = schedule($node, q{'run_sql', params => '{"sql": "SELECT pg_advisory_xact_lock(1)"}'});
 my $soon = schedule($node, q{'note', delay => '30 min'});
@@ -126,7 +127,8 @@ my $due = schedule($node, q{'note', delay => '10 min'});
 my $session = TaskschedSession->new($node);
 my $id_before = $session->query(q{BEGIN; SELECT tasksched.schedule_task('note'); ROLLBACK});
 set_clock(-1);
-cmp_ok($session->query(q{BEGIN; SELECT tasksched.schedule_task('note'); ROLLBACK}), 'gt', $id_before, 'back: the ids of a session still ascend');
+cmp_ok($session->query(q{BEGIN; SELECT tasksched.schedule_task('note'); ROLLBACK}),
+	'gt', $id_before, 'back: the ids of a session still ascend');
 $session->quit;
 check_all('back');
 is(field_of($node, $held, 'status, launch'), 'active|1', 'back: the task that runs goes on');
@@ -157,9 +159,11 @@ wait_for_status($node, $due, 'complete', 'forward again: what was not due any mo
 # ---------------------------------------------------------------------------
 my ($stdout, $stderr) = ('', '');
 my $waiting = IPC::Run::start(
-	[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', "SELECT count(*) FROM tasksched.wait_for_task('$held', '6 s')" ],
+	[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c',
+		"SELECT count(*) FROM tasksched.wait_for_task('$held', '6 s')" ],
 	'>', \$stdout, '2>', \$stderr, IPC::Run::timeout($TaskschedTest::deadline_s));
-wait_until($node, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'SELECT count(*) FROM tasksched.wait_for_task%' AND wait_event_type = 'Extension'},
+wait_until($node, q{SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE query LIKE 'SELECT count(*) FROM tasksched.wait_for_task%' AND wait_event_type = 'Extension'},
 	'a session waits');
 signal_process('TERM', scheduler_pid($node));
 set_clock(-1);
@@ -174,7 +178,8 @@ $locker->finish;
 wait_for_status($node, $held, 'complete', 'the task that ran all the time completes');
 is(field_of($node, $held, 'launch, attempt, crashes'), '1|1|0', 'in its first launch');
 is(sql($node, 'SELECT count(*) - count(DISTINCT id) FROM runs'), 0, 'no task has run twice');
-is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}), 1, 'none is left but that for much later');
+is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}),
+	1, 'none is left but that for much later');
 unlike(log_since($node, $position), qr/tasksched could not launch|ended its worker/, 'nothing went wrong');
 is(status_of($node, $much_later), 'scheduled', 'which waits');
 $node->stop;

@@ -235,7 +235,9 @@ my %ops = (
 		my @keys = map { (new_task($db, $kind, $n))[0] } 1 .. 2 + int(rand(20));
 		my $params = join(', ', map { qq('{"key": "$_", "n": $n, "s": 0.02}') } @keys);
 		my $ids = join(', ', map { "'$_'" } @keys);
-		my ($done) = ask($db, "SET ROLE $role; SELECT tasksched.schedule_tasks('$kind', ARRAY[$params]::jsonb[], resource_ids => ARRAY[$ids]);");
+		my ($done) = ask($db,
+			"SET ROLE $role; "
+			  . "SELECT tasksched.schedule_tasks('$kind', ARRAY[$params]::jsonb[], resource_ids => ARRAY[$ids]);");
 
 		note_outcome($done, @keys);
 		note_down('count', 'tasks in batches') foreach @keys;
@@ -250,9 +252,11 @@ my %ops = (
 			my ($key) = new_task($db, $kind, $n);
 
 			push @keys, $key;
-			push @objects, qq({"action": "$kind", "resource_id": "$key", "params": {"key": "$key", "n": $n, "s": 0.02}});
+			push @objects,
+				qq({"action": "$kind", "resource_id": "$key", "params": {"key": "$key", "n": $n, "s": 0.02}});
 		}
-		my ($done) = ask($db, "SET ROLE $role; SELECT tasksched.schedule_tasks('[" . join(', ', @objects) . "]'::jsonb);");
+		my ($done) = ask($db,
+			"SET ROLE $role; SELECT tasksched.schedule_tasks('[" . join(', ', @objects) . "]'::jsonb);");
 
 		note_outcome($done, @keys);
 		note_down('count', 'tasks in batches') foreach @keys;
@@ -305,7 +309,8 @@ EOT
 			prepare($db, 'boss', $sql, $how eq '2PC' ? 'COMMIT' : 'ROLLBACK', sub { });
 			return;
 		}
-		$sql = "BEGIN; $sql; SELECT pg_sleep(0.2)::text FROM generate_series(1, 0); DO 'BEGIN PERFORM pg_sleep(0.2); END'; "
+		$sql = "BEGIN; $sql; SELECT pg_sleep(0.2)::text FROM generate_series(1, 0); "
+		  . "DO 'BEGIN PERFORM pg_sleep(0.2); END'; "
 		  . ($how eq 'roll back' ? 'ROLLBACK' : 'COMMIT')
 		  unless $how eq 'at once';
 		my ($done, $answer) = ask($db, "$sql;");
@@ -539,8 +544,10 @@ EOT
 	sql($primary, 'CREATE ROLE boss SUPERUSER LOGIN; CREATE ROLE clerk LOGIN; CREATE ROLE guest NOLOGIN');
 	foreach my $db (@databases)
 	{
+		my $list = join(',', @kinds);
+
 		sql($primary, $fixtures . $swap, $db);
-		sql($primary, "SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{" . join(',', @kinds) . "}'::text[]) a;", $db);
+		sql($primary, "SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{$list}'::text[]) a;", $db);
 		sql($primary, "SELECT tasksched.grant_usage(r) FROM unnest('{boss,clerk,guest}'::text[]) r;", $db);
 	}
 	return;
@@ -582,8 +589,8 @@ sub standby_is_synchronous
 	ask('postgres', 'CHECKPOINT;');
 	my $lsn = must('postgres', 'SELECT pg_current_wal_insert_lsn();');
 
-	until ((ask('postgres',
-				"SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND replay_lsn >= '$lsn';"))[1] eq '1')
+	until ((ask('postgres', qq{SELECT count(*) FROM pg_stat_replication
+					WHERE sync_state = 'sync' AND replay_lsn >= '$lsn';}))[1] eq '1')
 	{
 		die 'the standby does not follow' if time - $start > $TaskschedTest::deadline_s;
 		usleep(100_000);
@@ -598,7 +605,8 @@ sub standby_is_synchronous
 # Processes of ours: [pid, backend_type]
 sub our_processes
 {
-	my (undef, $out) = ask('postgres', q{SELECT pid, backend_type FROM pg_stat_activity WHERE backend_type LIKE 'tasksched%' ORDER BY pid;});
+	my (undef, $out) = ask('postgres',
+		q{SELECT pid, backend_type FROM pg_stat_activity WHERE backend_type LIKE 'tasksched%' ORDER BY pid;});
 
 	return map { [ split /\t/ ] } split /\n/, $out;
 }
@@ -711,7 +719,8 @@ my %faults = (
 	'DROP/CREATE FUNCTION' => [ 3, \&swap_function ],
 	'replace function' => [ 1, sub { must(one_of(@databases), $swap) } ],
 	'max_running_tasks' => [ 2, sub { set_for_a_while('tasksched.max_running_tasks', one_of(1, 2, 5, 10)) } ],
-	'worker_idle_timeout' => [ 2, sub { set_for_a_while('tasksched.worker_idle_timeout', one_of(q{0}, q{'50ms'}, q{'1min'})) } ],
+	'worker_idle_timeout' => [ 2,
+		sub { set_for_a_while('tasksched.worker_idle_timeout', one_of(q{0}, q{'50ms'}, q{'1min'})) } ],
 	'scheduler_idle_timeout' => [ 1, sub { set_for_a_while('tasksched.scheduler_idle_timeout', one_of(1, 600)) } ],
 	'reconcile_interval' => [ 1, sub { set_for_a_while('tasksched.reconcile_interval', one_of(q{'300ms'}, q{'3s'})) } ],
 	'enabled = off' => [ 1, sub { set_for_a_while('tasksched.enabled', 'off', 'on') } ],
@@ -723,7 +732,10 @@ my %faults = (
 			must($db, 'SELECT tasksched.resume_scheduler();');
 		} ],
 	'VACUUM FULL' => [ 1, sub { ask(one_of(@databases), 'VACUUM FULL tasksched.live;') } ],
-	'lock of the table' => [ 1, sub { ask(one_of(@databases), q{BEGIN; LOCK TABLE tasksched.live; DO 'BEGIN PERFORM pg_sleep(0.5); END'; COMMIT;}) } ]);
+	'lock of the table' => [ 1, sub {
+			ask(one_of(@databases), q{BEGIN; LOCK TABLE tasksched.live;
+				DO 'BEGIN PERFORM pg_sleep(0.5); END'; COMMIT;});
+		} ]);
 
 # All of them in a random order, again and again
 sub run_faults
@@ -934,8 +946,10 @@ sub check_database
 	$count{'rows in the ledgers'} += @$_ foreach values %ledger;
 
 	# crashes are those that killed themselves or were killed
-	$count{'crashes of innocents'} += sum0(map { $_->{action} eq 'self_kill' ? 0 : $_->{crashes} } map { @$_ } values %tasks);
-	$count{'cancels of innocents'} += grep { $_->{action} ne 'self_cancel' && ($_->{sqlstate} // '') eq '57014' } map { @$_ } values %tasks;
+	$count{'crashes of innocents'} +=
+	  sum0(map { $_->{action} eq 'self_kill' ? 0 : $_->{crashes} } map { @$_ } values %tasks);
+	$count{'cancels of innocents'} +=
+	  grep { $_->{action} ne 'self_cancel' && ($_->{sqlstate} // '') eq '57014' } map { @$_ } values %tasks;
 	return;
 }
 
@@ -975,9 +989,11 @@ foreach my $db (@databases)
 	wait_value($primary, 'SELECT count(*) FROM tasksched.live', 0, "all tasks of $db are finished", $db);
 	wait_value($primary, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'none runs', $db);
 	# it would not be idle with a slot that is taken
-	wait_value($primary, 'SELECT state, running FROM tasksched.status WHERE database = current_database()', 'idle|0', 'no slot is taken', $db);
+	wait_value($primary, 'SELECT state, running FROM tasksched.status WHERE database = current_database()', 'idle|0',
+		'no slot is taken', $db);
 }
-wait_value($primary, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('tasksched worker', 'tasksched scheduler')},
+wait_value($primary,
+	q{SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('tasksched worker', 'tasksched scheduler')},
 	0, 'and no process is left');
 is(sql($primary, 'SELECT count(*) FROM pg_prepared_xacts'), 0, 'no prepared transaction either');
 

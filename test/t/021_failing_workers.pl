@@ -23,7 +23,9 @@ EOT
 sql($node, join(';', map { "CREATE ROLE role$_; SELECT tasksched.grant_usage('role$_')" } 1 .. ROLES));
 scheduler_pid($node);
 sql($node, 'SELECT tasksched.pause_scheduler()');
-sql($node, "SET ROLE role$_; SELECT tasksched.schedule_task('note') FROM generate_series(1, " . ($_ == 1 ? TASKS : 1) . ')') foreach 1 .. ROLES;
+sql($node,
+	"SET ROLE role$_; SELECT tasksched.schedule_task('note') FROM generate_series(1, " . ($_ == 1 ? TASKS : 1) . ')')
+  foreach 1 .. ROLES;
 
 # without this file nobody can connect to the database any more
 my $file = $node->data_dir . '/' . sql($node, q{SELECT pg_relation_filepath('pg_class')});
@@ -54,7 +56,8 @@ cmp_ok($n, '<=', $first + $doublings * ROLES, "but only after 1 s, doubling, in 
 
 rename("$file.away", $file) or die "could not rename $file.away: $!";
 my $repaired = sql($node, 'SELECT clock_timestamp()');
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete' AND attempt = 1 AND launch = 1}, $first, 'once they can start, all tasks run');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete' AND attempt = 1 AND launch = 1},
+	$first, 'once they can start, all tasks run');
 is(sql($node, "SELECT max(started_at) < '$repaired'::timestamptz + interval '30 s' FROM tasksched.tasks"), 't', 'soon');
 
 $node->stop;

@@ -25,18 +25,25 @@ WITH ours AS (
 	UNION ALL SELECT nspname, nspacl FROM pg_namespace WHERE nspname = 'tasksched'
 )
 SELECT replace(line, E'\n', ' ') FROM (
-SELECT 'object ' || pg_describe_object(classid, objid, 0) || ' ' || coalesce(obj_description(objid, classid::regclass::name), '') FROM ours
+SELECT 'object ' || pg_describe_object(classid, objid, 0) || ' '
+	|| coalesce(obj_description(objid, classid::regclass::name), '')
+FROM ours
 UNION ALL
-SELECT 'function ' || oid::regprocedure || ' ' || pg_get_function_result(oid) || ' ' || pg_get_function_arguments(oid) || ' '
-	|| concat_ws(' ', prosrc, probin, pg_get_function_sqlbody(oid), provolatile, proparallel, proisstrict, prosecdef, proretset, prorows, proconfig)
+SELECT 'function ' || oid::regprocedure || ' ' || pg_get_function_result(oid) || ' '
+	|| pg_get_function_arguments(oid) || ' '
+	|| concat_ws(' ', prosrc, probin, pg_get_function_sqlbody(oid), provolatile, proparallel, proisstrict, prosecdef,
+		proretset, prorows, proconfig)
 FROM pg_proc JOIN ours ON objid = oid AND classid = 'pg_proc'::regclass
 UNION ALL
-SELECT 'column ' || attrelid::regclass || ' ' || attnum || ' ' || attname || ' ' || format_type(atttypid, atttypmod) || ' '
-	|| concat_ws(' ', attnotnull, attislocal, attinhcount, attstorage, pg_get_expr(adbin, adrelid), col_description(attrelid, attnum))
+SELECT 'column ' || attrelid::regclass || ' ' || attnum || ' ' || attname || ' '
+	|| format_type(atttypid, atttypmod) || ' '
+	|| concat_ws(' ', attnotnull, attislocal, attinhcount, attstorage, pg_get_expr(adbin, adrelid),
+		col_description(attrelid, attnum))
 FROM pg_attribute JOIN relations c ON c.oid = attrelid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
 WHERE NOT attisdropped
 UNION ALL
-SELECT 'constraint ' || conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(c.oid) || ' ' || connoinherit::text
+SELECT 'constraint ' || conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(c.oid) || ' '
+	|| connoinherit::text
 FROM pg_constraint c JOIN relations ON relations.oid = conrelid
 UNION ALL
 SELECT 'index ' || pg_get_indexdef(indexrelid) FROM pg_index JOIN relations ON relations.oid = indrelid
@@ -45,17 +52,21 @@ SELECT 'view ' || oid::regclass || pg_get_viewdef(oid) FROM relations WHERE relk
 UNION ALL
 SELECT concat_ws(' ', 'relation', oid::regclass, relkind, relrowsecurity, reloptions) FROM relations
 UNION ALL
-SELECT 'policy ' || polrelid::regclass || ' ' || polname || ' ' || pg_get_expr(polqual, polrelid) FROM pg_policy JOIN relations c ON c.oid = polrelid
+SELECT 'policy ' || polrelid::regclass || ' ' || polname || ' ' || pg_get_expr(polqual, polrelid)
+FROM pg_policy JOIN relations c ON c.oid = polrelid
 UNION ALL
-SELECT 'operator ' || o.oid::regoperator || ' ' || concat_ws(' ', oprcode, oprrest, oprjoin, oprcanhash, oprcanmerge, oprcom::regoperator, oprnegate::regoperator)
+SELECT 'operator ' || o.oid::regoperator || ' '
+	|| concat_ws(' ', oprcode, oprrest, oprjoin, oprcanhash, oprcanmerge, oprcom::regoperator, oprnegate::regoperator)
 FROM pg_operator o JOIN ours ON objid = o.oid AND classid = 'pg_operator'::regclass
 UNION ALL
-SELECT 'privilege ' || object || ' ' || CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END || ' ' || privilege_type
+SELECT 'privilege ' || object || ' ' || CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END || ' '
+	|| privilege_type
 FROM acls, aclexplode(acl)
 UNION ALL
 SELECT 'dumped ' || unnest(extconfig)::regclass FROM pg_extension WHERE extname = 'tasksched'
 UNION ALL
-SELECT 'enum ' || enumtypid::regtype || ' ' || enumsortorder || ' ' || enumlabel FROM pg_enum JOIN ours ON objid = enumtypid
+SELECT 'enum ' || enumtypid::regtype || ' ' || enumsortorder || ' ' || enumlabel
+FROM pg_enum JOIN ours ON objid = enumtypid
 ) o(line) ORDER BY 1
 EOT
 
@@ -70,7 +81,8 @@ CREATE TABLE pairs (one pair);
 CREATE INDEX pairs_one ON pairs (one);
 ALTER EXTENSION tasksched UPDATE;
 EOT
-is(sql($node, q{SELECT count(*) FROM pg_class WHERE relname IN ('owned_owner', 'pairs_one') AND relfilenode <> oid}, 'updated'),
+is( sql($node, q{SELECT count(*) FROM pg_class
+		WHERE relname IN ('owned_owner', 'pairs_one') AND relfilenode <> oid}, 'updated'),
 	'2', 'indexes on owners are built anew, and those on what contains owners');
 sql($node, 'DROP TABLE owned, pairs; DROP TYPE pair', 'updated');
 

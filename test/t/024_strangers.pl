@@ -54,7 +54,8 @@ sub hold_locks
 	my $id = $idle->query(q{BEGIN; SELECT tasksched.schedule_task('note', delay => '1 day')});
 
 	like($idle->query(<<"EOT"), qr/t\nt$/, 'a transaction uses tasksched and stays open');
-SELECT FROM tasksched.actions, tasksched.status, tasksched.running_tasks, tasksched.blocked_tasks, tasksched.stuck_tasks;
+SELECT
+FROM tasksched.actions, tasksched.status, tasksched.running_tasks, tasksched.blocked_tasks, tasksched.stuck_tasks;
 SELECT tasksched.register_action('another', 'note'), tasksched.pause_scheduler();
 SELECT tasksched.cancel_task('$id');
 SELECT tasksched.retry_task('$id');
@@ -144,7 +145,8 @@ my @extension_commands = (
 foreach my $object ('FUNCTION own.f()', 'PROCEDURE own.p()', 'ROUTINE own.f()', 'TRIGGER changed ON own.mine',
 	'INDEX own.mine_pkey', 'MATERIALIZED VIEW own.seen')
 {
-	push @extension_commands, [ "ALTER $object $_ EXTENSION tasksched", $not_owner ] foreach ('DEPENDS ON', 'NO DEPENDS ON');
+	push @extension_commands, [ "ALTER $object $_ EXTENSION tasksched", $not_owner ]
+	  foreach ('DEPENDS ON', 'NO DEPENDS ON');
 }
 
 hold_locks();
@@ -169,7 +171,8 @@ $stranger->query('ROLLBACK');
 
 # and that of somebody who may
 $stranger->query(q{RESET ROLE; SET lock_timeout = '10s'; BEGIN; ALTER FUNCTION note DEPENDS ON EXTENSION tasksched});
-is(sql($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_extension'::regclass AND mode = 'AccessExclusiveLock'}),
+is(sql($node, q{SELECT count(*) FROM pg_locks
+		WHERE locktype = 'object' AND classid = 'pg_extension'::regclass AND mode = 'AccessExclusiveLock'}),
 	1, 'somebody has locked the extension');
 others_run('the locked extension');
 $stranger->query('ROLLBACK');
@@ -181,21 +184,34 @@ $stranger->query('ROLLBACK');
 my $not_maintainer = '(must be owner of|permission denied for)';
 my @commands = (
 	# the server asks after it has locked the relation
-	[ 'CREATE TRIGGER t AFTER INSERT ON tasksched.live EXECUTE FUNCTION own.changed()', 'permission denied for table live' ],
-	[ 'CREATE OR REPLACE TRIGGER t BEFORE DELETE ON tasksched.finished FOR EACH ROW EXECUTE FUNCTION own.changed()', 'permission denied for table finished' ],
-	[ 'CREATE CONSTRAINT TRIGGER t AFTER INSERT ON tasksched.tasks FOR EACH ROW EXECUTE FUNCTION own.changed()', 'permission denied for table tasks' ],
-	[ 'CREATE CONSTRAINT TRIGGER t AFTER INSERT ON own.mine FROM tasksched.live FOR EACH ROW EXECUTE FUNCTION own.changed()', 'permission denied for table live' ],
-	[ 'CREATE TRIGGER t INSTEAD OF INSERT ON tasksched.status FOR EACH ROW EXECUTE FUNCTION own.changed()', 'permission denied for view status' ],
-	[ 'SET search_path = tasksched; CREATE TRIGGER t AFTER INSERT ON live EXECUTE FUNCTION own.changed()', 'permission denied for table live' ],
+	[ 'CREATE TRIGGER t AFTER INSERT ON tasksched.live EXECUTE FUNCTION own.changed()',
+		'permission denied for table live' ],
+	[ 'CREATE OR REPLACE TRIGGER t BEFORE DELETE ON tasksched.finished FOR EACH ROW EXECUTE FUNCTION own.changed()',
+		'permission denied for table finished' ],
+	[ 'CREATE CONSTRAINT TRIGGER t AFTER INSERT ON tasksched.tasks FOR EACH ROW EXECUTE FUNCTION own.changed()',
+		'permission denied for table tasks' ],
+	[ 'CREATE CONSTRAINT TRIGGER t AFTER INSERT ON own.mine FROM tasksched.live '
+		  . 'FOR EACH ROW EXECUTE FUNCTION own.changed()',
+		'permission denied for table live' ],
+	[ 'CREATE TRIGGER t INSTEAD OF INSERT ON tasksched.status FOR EACH ROW EXECUTE FUNCTION own.changed()',
+		'permission denied for view status' ],
+	[ 'SET search_path = tasksched; CREATE TRIGGER t AFTER INSERT ON live EXECUTE FUNCTION own.changed()',
+		'permission denied for table live' ],
 	[ 'CREATE TEMP TABLE x (id uuid REFERENCES tasksched.live)', 'permission denied for table live' ],
-	[ 'CREATE TEMP TABLE x (id uuid, FOREIGN KEY (id) REFERENCES tasksched.finished (id))', 'permission denied for table finished' ],
-	[ 'CREATE TABLE own.x (a text REFERENCES tasksched.registered_actions)', 'permission denied for table registered_actions' ],
-	[ 'CREATE TABLE own.x PARTITION OF own.parted (FOREIGN KEY (id) REFERENCES tasksched.live) DEFAULT', 'permission denied for table live' ],
+	[ 'CREATE TEMP TABLE x (id uuid, FOREIGN KEY (id) REFERENCES tasksched.finished (id))',
+		'permission denied for table finished' ],
+	[ 'CREATE TABLE own.x (a text REFERENCES tasksched.registered_actions)',
+		'permission denied for table registered_actions' ],
+	[ 'CREATE TABLE own.x PARTITION OF own.parted (FOREIGN KEY (id) REFERENCES tasksched.live) DEFAULT',
+		'permission denied for table live' ],
 	[ 'CREATE SCHEMA x CREATE TABLE x.x (id uuid REFERENCES tasksched.live)', 'permission denied for table live' ],
-	[ 'DO $$ BEGIN CREATE TEMP TABLE x (id uuid REFERENCES tasksched.live); END $$', 'permission denied for table live' ],
-	[ q{DO $$ BEGIN EXECUTE 'ALTER TABLE own.mine ADD FOREIGN KEY (id) REFERENCES tasksched.live'; END $$}, 'permission denied for table live' ],
+	[ 'DO $$ BEGIN CREATE TEMP TABLE x (id uuid REFERENCES tasksched.live); END $$',
+		'permission denied for table live' ],
+	[ q{DO $$ BEGIN EXECUTE 'ALTER TABLE own.mine ADD FOREIGN KEY (id) REFERENCES tasksched.live'; END $$},
+		'permission denied for table live' ],
 	[ 'ALTER TABLE own.mine ADD a int, ADD b uuid REFERENCES tasksched.live', 'permission denied for table live' ],
-	[ 'ALTER TABLE own.mine ADD CONSTRAINT c FOREIGN KEY (id) REFERENCES tasksched.live NOT VALID', 'permission denied for table live' ],
+	[ 'ALTER TABLE own.mine ADD CONSTRAINT c FOREIGN KEY (id) REFERENCES tasksched.live NOT VALID',
+		'permission denied for table live' ],
 	[ 'CREATE TEMP TABLE x () INHERITS (tasksched.tasks)', 'must be owner of table tasks' ],
 	[ 'CREATE TABLE own.x PARTITION OF tasksched.live DEFAULT', 'must be owner of table live' ],
 	[ 'ALTER TABLE own.mine INHERIT tasksched.live', 'must be owner of table live' ],
@@ -261,7 +277,8 @@ my @commands = (
 	[ 'REFRESH MATERIALIZED VIEW tasksched.live', "$not_maintainer table live" ],
 	[ 'GRANT ALL ON tasksched.live TO CURRENT_USER', 'permission denied for table live' ],
 	[ 'CREATE TEMP TABLE x (LIKE tasksched.live)', 'permission denied for table live' ],
-	[ 'CREATE SEQUENCE own.s OWNED BY tasksched.live.id', 'sequence must have same owner as table it is linked to', '55000' ],
+	[ 'CREATE SEQUENCE own.s OWNED BY tasksched.live.id',
+		'sequence must have same owner as table it is linked to', '55000' ],
 	[ 'UPDATE tasksched.live SET id = id', 'permission denied for table live' ],
 	# psql takes what follows for data
 	[ 'COPY tasksched.live FROM STDIN', 'permission denied for table live' ]);
@@ -269,7 +286,8 @@ are_refused('planner', @commands);
 # who can't even use the schema
 are_refused('passerby', map { [ $_->[0], 'permission denied for schema tasksched' ] }
 	  grep { $_->[0] !~ /hstore|^SET search_path|^REINDEX SCHEMA/ } @commands);
-foreach my $command ('VACUUM tasksched.live', 'ANALYZE tasksched.tasks', 'VACUUM FULL tasksched.live', 'CLUSTER', 'VACUUM')
+foreach my $command ('VACUUM tasksched.live', 'ANALYZE tasksched.tasks', 'VACUUM FULL tasksched.live',
+	'CLUSTER', 'VACUUM')
 {
 	my ($stdout, $stderr) = try_sql($node, "SET lock_timeout = '1s'; $command", user => 'planner');
 	unlike($stderr, qr/ERROR/, "planner: $command passes by what is not its own");
@@ -292,17 +310,22 @@ are_allowed('planner',
 	'CREATE TABLE own.x OF tasksched.task',
 	'COMMENT ON TABLE own.mine IS NULL',
 	# names like ours, which are not
-	'CREATE TABLE own.live (id uuid PRIMARY KEY); SET search_path = own, tasksched; COMMENT ON TABLE live IS NULL; CREATE TABLE x (id uuid REFERENCES live); CREATE TABLE y () INHERITS (live); CREATE RULE r AS ON DELETE TO live DO ALSO NOTHING; CREATE TRIGGER t AFTER INSERT ON live EXECUTE FUNCTION changed()',
+	'CREATE TABLE own.live (id uuid PRIMARY KEY); SET search_path = own, tasksched; COMMENT ON TABLE live IS NULL; '
+	  . 'CREATE TABLE x (id uuid REFERENCES live); CREATE TABLE y () INHERITS (live); '
+	  . 'CREATE RULE r AS ON DELETE TO live DO ALSO NOTHING; '
+	  . 'CREATE TRIGGER t AFTER INSERT ON live EXECUTE FUNCTION changed()',
 	'ALTER FUNCTION own.f() DEPENDS ON EXTENSION plpgsql',
 	'COMMENT ON EXTENSION hstore IS NULL',
 	'DROP EXTENSION hstore CASCADE',
 	'DROP OWNED BY CURRENT_USER CASCADE');
 are_allowed('helper',
 	'CREATE TRIGGER t AFTER INSERT ON tasksched.live EXECUTE FUNCTION own.changed()',
-	'CREATE CONSTRAINT TRIGGER t AFTER INSERT ON own.mine FROM tasksched.live FOR EACH ROW EXECUTE FUNCTION own.changed()',
+	'CREATE CONSTRAINT TRIGGER t AFTER INSERT ON own.mine FROM tasksched.live '
+	  . 'FOR EACH ROW EXECUTE FUNCTION own.changed()',
 	'CREATE TABLE own.x (id uuid REFERENCES tasksched.live)',
 	'ALTER TABLE own.mine ADD FOREIGN KEY (id) REFERENCES tasksched.live (id)');
-are_refused('helper', [ 'CREATE TABLE own.x (id uuid REFERENCES tasksched.finished)', 'permission denied for table finished' ]);
+are_refused('helper',
+	[ 'CREATE TABLE own.x (id uuid REFERENCES tasksched.finished)', 'permission denied for table finished' ]);
 my $owner = sql($node, 'SELECT current_user');
 are_allowed($owner,
 	'CREATE TRIGGER t BEFORE INSERT ON tasksched.live FOR EACH ROW EXECUTE FUNCTION planner.changed()',
@@ -311,13 +334,15 @@ are_allowed($owner,
 	'CREATE RULE r AS ON DELETE TO tasksched.live DO ALSO NOTHING',
 	'CREATE STATISTICS tasksched.s ON action, status FROM tasksched.live',
 	'CREATE PUBLICATION p FOR TABLE tasksched.tasks',
-	'COMMENT ON EXTENSION tasksched IS NULL; COMMENT ON TABLE tasksched.live IS NULL; COMMENT ON COLUMN tasksched.live.id IS NULL',
+	'COMMENT ON EXTENSION tasksched IS NULL; COMMENT ON TABLE tasksched.live IS NULL; '
+	  . 'COMMENT ON COLUMN tasksched.live.id IS NULL',
 	'ALTER FUNCTION planner.f() DEPENDS ON EXTENSION tasksched',
 	'ALTER INDEX tasksched.live_queue DEPENDS ON EXTENSION plpgsql',
 	'ALTER EXTENSION tasksched ADD FUNCTION planner.f(); ALTER EXTENSION tasksched DROP FUNCTION planner.f()',
 	'ALTER EXTENSION tasksched UPDATE',
 	'ALTER SCHEMA tasksched RENAME TO x; ALTER SCHEMA x RENAME TO tasksched',
-	'CREATE FUNCTION f(tasksched.task) RETURNS int LANGUAGE sql AS $$SELECT 1$$; DROP EXTENSION tasksched CASCADE; CREATE EXTENSION tasksched');
+	'CREATE FUNCTION f(tasksched.task) RETURNS int LANGUAGE sql AS $$SELECT 1$$; '
+	  . 'DROP EXTENSION tasksched CASCADE; CREATE EXTENSION tasksched');
 sql($node, 'CREATE ROLE keeper LOGIN; CREATE DATABASE kept OWNER keeper');
 create_fixtures($node, 'kept');
 sql($node, "VACUUM; ANALYZE; REINDEX DATABASE kept", 'kept');
@@ -327,7 +352,8 @@ foreach my $command ('VACUUM tasksched.live', 'ANALYZE tasksched.finished', 'REI
 	my ($stdout, $stderr) = try_sql($node, $command, db => 'kept', user => 'keeper');
 	like($stderr, qr/42501: permission denied for schema tasksched/, "the owner of a database: $command");
 }
-my (undef, $errors) = try_sql($node, "SET lock_timeout = '10s'; VACUUM; ANALYZE; REINDEX DATABASE kept", db => 'kept', user => 'keeper');
+my (undef, $errors) = try_sql($node, "SET lock_timeout = '10s'; VACUUM; ANALYZE; REINDEX DATABASE kept",
+	db => 'kept', user => 'keeper');
 unlike($errors, qr/ERROR|(live|finished|tasks)"/, 'the owner of a database maintains all of it');
 
 # without the extension, a schema of its name is like any other
@@ -349,7 +375,8 @@ sqlstate_is($node, 'DROP EXTENSION tasksched', '42704', 'there is none to drop',
 # ---------------------------------------------------------------------------
 # Whoever changes the extension waits for those who use it, before any other lock
 # ---------------------------------------------------------------------------
-my $waits = q{SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'object' AND classid = 'pg_extension'::regclass AND objsubid <> 0};
+my $waits = q{SELECT count(*) FROM pg_locks
+	WHERE NOT granted AND locktype = 'object' AND classid = 'pg_extension'::regclass AND objsubid <> 0};
 my $changer = TaskschedSession->new($node);
 
 foreach my $command (
@@ -364,9 +391,12 @@ foreach my $command (
 	$idle->query(qq{BEGIN; SELECT tasksched.cancel_task('$finished')});
 	$changer->begin("BEGIN; $command");
 	wait_value($node, $waits, 1, "$command waits for the guard");
-	is(sql($node, 'SELECT count(*) FROM pg_locks WHERE pid = ' . $changer->pid . q{ AND locktype IN ('relation', 'object') AND granted AND mode ~ 'Exclusive'}),
+	is( sql($node,
+			'SELECT count(*) FROM pg_locks WHERE pid = ' . $changer->pid
+			  . q{ AND locktype IN ('relation', 'object') AND granted AND mode ~ 'Exclusive'}),
 		0, 'and holds no lock meanwhile');
-	like($idle->query(q{SELECT tasksched.schedule_task('note'); SELECT tasksched.register_action('third', 'note'); COMMIT}),
+	like($idle->query(q{SELECT tasksched.schedule_task('note');
+			SELECT tasksched.register_action('third', 'note'); COMMIT}),
 		qr/^[-0-9a-f]{36}$/m, 'who is there already goes on');
 	$changer->end;
 	$changer->query('ROLLBACK');
@@ -377,14 +407,16 @@ foreach my $command (
 my $version = sql($node, q{SELECT extversion FROM pg_extension WHERE extname = 'tasksched'});
 foreach my $call (q{tasksched.schedule_task('note')}, 'tasksched.adopt_tasks()', "tasksched.get_task('$finished')")
 {
-	$changer->query(q{BEGIN; ALTER EXTENSION tasksched UPDATE; UPDATE pg_extension SET extversion = '9.9' WHERE extname = 'tasksched'});
+	$changer->query(q{BEGIN; ALTER EXTENSION tasksched UPDATE;
+		UPDATE pg_extension SET extversion = '9.9' WHERE extname = 'tasksched'});
 	my $caller = TaskschedSession->new($node);
 	$caller->begin("SELECT $call");
 	wait_value($node, $waits, 1, "$call waits for the change");
 	$changer->query('COMMIT');
 	is($caller->end, '', 'it does nothing');
 	$caller->quit;
-	like($caller->{stderr}, qr/ERROR:  version \Q$version\E of the tasksched library does not fit version 9\.9/, 'since the version has changed');
+	like($caller->{stderr}, qr/ERROR:  version \Q$version\E of the tasksched library does not fit version 9\.9/,
+		'since the version has changed');
 	sql($node, "UPDATE pg_extension SET extversion = '$version' WHERE extname = 'tasksched'");
 }
 

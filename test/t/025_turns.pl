@@ -59,7 +59,8 @@ EOT
 	new_database($node, 'before');
 	my $writer = TaskschedSession->new($node);
 	$writer->query('BEGIN; CREATE TABLE written ()');
-	is($writer->query('SHOW transaction_isolation'), 'serializable', 'a serializable transaction writes, and stays open');
+	is($writer->query('SHOW transaction_isolation'),
+		'serializable', 'a serializable transaction writes, and stays open');
 
 	new_database($node, 'fresh');
 	wait_for_status($node, schedule($node, q{'note'}, 'fresh'), 'complete', 'a task in a new database runs', 'fresh');
@@ -99,7 +100,8 @@ EOT
 	$node->restart;
 	wait_for_status($node, $task{later}, 'complete', 'a task runs in a database that is probed after that', 'later');
 	state_of($node, 'other', 'running', 'all others have their schedulers');
-	is(sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'locked'}), 0, 'no process of ours waits for the lock');
+	is(sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'locked'}),
+		0, 'no process of ours waits for the lock');
 	sql($node, q{ROLLBACK PREPARED 'locked'});
 	wait_for_status($node, $task{locked}, 'complete', 'a task runs there when the lock is gone', 'locked');
 
@@ -113,7 +115,8 @@ EOT
 	my $launcher = launcher_pid($node);
 	signal_process('TERM', $launcher);
 	process_gone($launcher);
-	wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'closed' AND backend_type = 'tasksched scheduler' AND wait_event_type = 'Lock'}, 1,
+	wait_value($node, q{SELECT count(*) FROM pg_stat_activity
+		WHERE datname = 'closed' AND backend_type = 'tasksched scheduler' AND wait_event_type = 'Lock'}, 1,
 		'a probe waits for a lock');
 	new_database($node, 'fresh');
 	wait_for_status($node, schedule($node, q{'note'}, 'fresh'), 'complete', 'a task runs in a new database', 'fresh');
@@ -122,7 +125,8 @@ EOT
 	$closed->query('COMMIT');
 	$closed->quit;
 	create_fixtures($node, 'closed');
-	wait_for_status($node, schedule($node, q{'note'}, 'closed'), 'complete', 'a task runs in what was locked', 'closed');
+	wait_for_status($node, schedule($node, q{'note'}, 'closed'), 'complete',
+		'a task runs in what was locked', 'closed');
 
 	# of a database that is known, the status tells that it has no scheduler
 	my $session = TaskschedSession->new($node);
@@ -137,7 +141,8 @@ EOT
 	signal_process('TERM', scheduler_pid($node, 'other'));
 	my $waiting = $inside->query(q{SELECT tasksched.schedule_task('note')});
 	state_of($node, 'other', 'starting', 'one whose scheduler waits as it comes: so does the status');
-	is($inside->query("SELECT reason FROM tasksched.blocked_tasks WHERE id = '$waiting'"), $not_started, 'and blocked_tasks');
+	is($inside->query("SELECT reason FROM tasksched.blocked_tasks WHERE id = '$waiting'"),
+		$not_started, 'and blocked_tasks');
 	$inside->query('COMMIT');
 	$inside->quit;
 	wait_for_status($node, $waiting, 'complete', 'then its task runs', 'other');
@@ -175,13 +180,16 @@ EOT
 	my $scheduler = scheduler_pid($node, 'greedy');
 	signal_process('TERM', $scheduler);
 	process_gone($scheduler);
-	wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'greedy' AND backend_type = 'tasksched scheduler' AND wait_event_type = 'Lock'}, 1,
+	wait_value($node, q{SELECT count(*) FROM pg_stat_activity
+		WHERE datname = 'greedy' AND backend_type = 'tasksched scheduler' AND wait_event_type = 'Lock'}, 1,
 		'its scheduler waits for a lock');
 	my @tasks = map { schedule($node, q{'note'}, 'other') } 1 .. 5;
 	wait_for_status($node, $_, 'complete', 'the tasks of another database run', 'other') foreach @tasks;
 	$session->query('COMMIT');
-	wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}, 0, 'its own run when the lock is gone', 'greedy');
-	is(sql($node, q{SELECT max(launch), max(attempt), sum(crashes) FROM tasksched.tasks}, 'greedy'), '1|1|0', 'and nothing has been counted');
+	wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}, 0,
+		'its own run when the lock is gone', 'greedy');
+	is(sql($node, q{SELECT max(launch), max(attempt), sum(crashes) FROM tasksched.tasks}, 'greedy'),
+		'1|1|0', 'and nothing has been counted');
 
 	# running tasks go on, and the tasks of workers that end meanwhile are put back
 	my $held = schedule($node, q{'hold', resource_id => 'gate'}, 'greedy');
@@ -192,7 +200,8 @@ EOT
 	signal_process('TERM', $pid_ended);
 	process_gone($pid_ended);
 	@tasks = map { schedule($node, q{'note'}, 'other') } 1 .. 5;
-	wait_for_status($node, $_, 'complete', 'again, while a task runs in the one that is locked', 'other') foreach @tasks;
+	wait_for_status($node, $_, 'complete', 'again, while a task runs in the one that is locked', 'other')
+	  foreach @tasks;
 	is(worker_pid($node, $held, 'greedy'), $pid, 'which goes on');
 	$session->query('COMMIT');
 	$session->quit;
@@ -206,7 +215,8 @@ EOT
 	$pid = worker_pid($node, $held, 'greedy');
 	my $catalog = TaskschedSession->new($node, 'greedy');
 	$catalog->query('BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE');
-	sql($node, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'greedy' AND backend_type = 'tasksched scheduler'});
+	sql($node, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = 'greedy' AND backend_type = 'tasksched scheduler'});
 	my $late = $catalog->query(q{SELECT tasksched.schedule_task('note')});
 	@tasks = map { schedule($node, q{'note'}, 'other') } 1 .. 5;
 	wait_for_status($node, $_, 'complete', 'the tasks of another database run', 'other') foreach @tasks;
@@ -260,18 +270,22 @@ EOT
 	my @ids = end_workers($node, 'greedy', 12,
 		sub { $session->query("SELECT tasksched.cancel_task('$_')") foreach @_; });
 	wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete', 'a task of another database runs', 'other');
-	is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}, 'greedy'), 12, 'the tasks are still active');
+	is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}, 'greedy'),
+		12, 'the tasks are still active');
 
 	# they count: no more than three others are launched
 	my @more = map { schedule($node, q{'hold', resource_id => 'more'}, 'greedy') } 1 .. 4;
 	wait_for_running($node, [ @more[0 .. 2] ], 'three more fit in the limit', 'greedy');
 	is(status_of($node, $more[3], 'greedy'), 'scheduled', 'a fourth one waits');
-	wait_until($node, "SELECT reason ~ 'all places .*ended, but locked by other transactions: 12' FROM tasksched.blocked_tasks WHERE id = '$more[3]'",
+	wait_until($node, qq{SELECT reason ~ 'all places .*ended, but locked by other transactions: 12'
+		FROM tasksched.blocked_tasks WHERE id = '$more[3]'},
 		'with the reason', 'greedy');
 	$session->query('ROLLBACK');
 	open_gate($node, $_, 'greedy') foreach qw(gate more);
-	wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}, 0, 'rolled back: all go on', 'greedy');
-	is(sql($node, 'SELECT max(attempt), sum(crashes), max(launch), sum(launch) FROM tasksched.tasks', 'greedy'), '1|0|2|28',
+	wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status <> 'complete'}, 0,
+		'rolled back: all go on', 'greedy');
+	is(sql($node, 'SELECT max(attempt), sum(crashes), max(launch), sum(launch) FROM tasksched.tasks', 'greedy'),
+		'1|0|2|28',
 		'no attempt is used up, and each is launched once more');
 
 	# likewise with commit
@@ -312,7 +326,8 @@ EOT
 		  ];
 		push @sessions, $session;
 	}
-	wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete', 'a task of yet another database runs', 'other');
+	wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete',
+		'a task of yet another database runs', 'other');
 	# all gates first: the tasks of one database may take all workers
 	open_gate($node, 'gate', $_) foreach @greedy;
 	$_->query('COMMIT') foreach @sessions;

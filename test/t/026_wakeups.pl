@@ -54,7 +54,8 @@ is(last_scan(), $scanned, 'the end of a prepared transaction that is not ours as
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'stays'); PREPARE TRANSACTION 'stays'});
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'scheduled'); PREPARE TRANSACTION 'p'});
 sql($node, q{COMMIT PREPARED 'p'});
-wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'scheduled'}, 'complete', 'a task that was scheduled runs');
+wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'scheduled'}, 'complete',
+	'a task that was scheduled runs');
 
 my $moved = schedule($node, q{'note', delay => '1 day'});
 sql($node, "BEGIN; SELECT tasksched.update_task('$moved', run_at => now()); PREPARE TRANSACTION 'p'");
@@ -65,7 +66,8 @@ my $failed = schedule($node, q{'raising', params => '{"message": "no"}'});
 wait_for_status($node, $failed, 'failed', 'a task fails');
 sql($node, "BEGIN; SELECT tasksched.retry_task('$failed'); PREPARE TRANSACTION 'p'");
 sql($node, q{COMMIT PREPARED 'p'});
-wait_until($node, "SELECT status = 'failed' AND launch = 2 FROM tasksched.tasks WHERE id = '$failed'", 'one that was retried runs once more');
+wait_until($node, "SELECT status = 'failed' AND launch = 2 FROM tasksched.tasks WHERE id = '$failed'",
+	'one that was retried runs once more');
 
 # A due task that a session has locked before it could run: it waits
 sub lock_due
@@ -79,7 +81,8 @@ sub lock_due
 }
 
 my $waiter = TaskschedSession->new($node);
-foreach my $locking (q{cancel_task('%s')}, q{delete_task('%s')}, q{update_task('%s', run_at => now() + interval '1 day')})
+foreach my $locking (q{cancel_task('%s')}, q{delete_task('%s')},
+	q{update_task('%s', run_at => now() + interval '1 day')})
 {
 	lock_due($waiter, $locking);
 	$waiter->query(q{PREPARE TRANSACTION 'p'});
@@ -93,7 +96,9 @@ foreach my $locking (q{cancel_task('%s')}, q{delete_task('%s')}, q{update_task('
 $id = schedule($node, q{'hold', 'never'});
 wait_for_running($node, $id, 'a task runs');
 $waiter->begin("SELECT status FROM tasksched.wait_for_task('$id')");
-wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'a session waits for it');
+wait_value($node,
+	'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1,
+	'a session waits for it');
 sql($node, "BEGIN; SELECT tasksched.cancel_task('$id'); PREPARE TRANSACTION 'p'");
 my $start = time;
 sql($node, q{COMMIT PREPARED 'p'});
@@ -103,7 +108,9 @@ wait_until($node, "SELECT NOT tasksched.task_is_running('$id')", 'and the action
 
 $id = schedule($node, q{'note', delay => '1 day'});
 $waiter->begin("SELECT count(*) FROM tasksched.wait_for_task('$id')");
-wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'it waits for another');
+wait_value($node,
+	'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1,
+	'it waits for another');
 sql($node, "BEGIN; SELECT tasksched.delete_task('$id'); PREPARE TRANSACTION 'p'");
 $start = time;
 sql($node, q{COMMIT PREPARED 'p'});
@@ -111,10 +118,12 @@ is($waiter->end, '0', 'and hears of a prepared delete');
 cmp_ok(time - $start, '<', 45, 'before it would have looked for itself');
 
 # who waits for its rows does not keep it from having ended
-sql($node, q{BEGIN; UPDATE other SET i = 2; SELECT tasksched.schedule_task('note', 'waited for'); PREPARE TRANSACTION 'p'});
+sql($node,
+	q{BEGIN; UPDATE other SET i = 2; SELECT tasksched.schedule_task('note', 'waited for'); PREPARE TRANSACTION 'p'});
 $waiter->query('BEGIN');
 $waiter->begin('UPDATE other SET i = 3');
-wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Lock\' AND pid = ' . $waiter->pid, 1, 'a session waits for a prepared transaction');
+wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Lock\' AND pid = ' . $waiter->pid, 1,
+	'a session waits for a prepared transaction');
 sql($node, q{COMMIT PREPARED 'p'});
 $waiter->end;
 wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'waited for'}, 'complete', 'its task runs');
@@ -128,14 +137,17 @@ is(status_of($node, $id), 'scheduled', 'a due task that is locked waits');
 $waiter->query(q{CREATE TEMP TABLE t (); PREPARE TRANSACTION 'p'});
 wait_for_status($node, $id, 'complete', 'and runs when PREPARE fails');
 my ($out, $err) = ('', '');
-$node->psql('postgres', q{BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.schedule_task('note'); PREPARE TRANSACTION 'p';} x 150,
+$node->psql('postgres',
+	q{BEGIN; CREATE TEMP TABLE t (); SELECT tasksched.schedule_task('note'); PREPARE TRANSACTION 'p';} x 150,
 	stdout => \$out, stderr => \$err, on_error_stop => 0);
 my @refused = $err =~ /cannot PREPARE/g;
 is(scalar(@refused), 150, 'PREPARE fails again and again');
 sql($node, "BEGIN; SELECT tasksched.schedule_task('note', 'full $_'); PREPARE TRANSACTION 'full $_'") foreach (1 .. 4);
-sqlstate_is($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'full 5'); PREPARE TRANSACTION 'full 5'}, '53200', 'the server allows for no more');
+sqlstate_is($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'full 5'); PREPARE TRANSACTION 'full 5'}, '53200',
+	'the server allows for no more');
 sql($node, "COMMIT PREPARED 'full $_'") foreach (1 .. 4);
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id ~ 'full' AND status = 'complete'}, 4, 'all of them run');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id ~ 'full' AND status = 'complete'}, 4,
+	'all of them run');
 
 # the extension goes and comes
 sql($node, 'CREATE DATABASE other');
@@ -156,7 +168,8 @@ SELECT tasksched.schedule_task('nothing');
 PREPARE TRANSACTION 'p';
 EOT
 sql($node, q{COMMIT PREPARED 'p'}, 'other');
-wait_value($node, 'SELECT status FROM tasksched.tasks', 'complete', 'CREATE EXTENSION and a task in one: the task runs', 'other');
+wait_value($node, 'SELECT status FROM tasksched.tasks', 'complete',
+	'CREATE EXTENSION and a task in one: the task runs', 'other');
 
 # a process of the server is killed: what was known of prepared transactions is lost
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'crash'); PREPARE TRANSACTION 'crash'});
@@ -164,7 +177,8 @@ lock_due($waiter, q{cancel_task('%s')});
 $waiter->query(q{PREPARE TRANSACTION 'locks'});
 signal_process('KILL', $waiter->pid);
 $waiter->gone;
-wait_value($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres' AND last_scan IS NOT NULL}, 'paused', 'after a crash of the server the scheduler is there again');
+wait_value($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres' AND last_scan IS NOT NULL}, 'paused',
+	'after a crash of the server the scheduler is there again');
 sql($node, 'SELECT tasksched.resume_scheduler()');
 two_rounds();
 is(status_of($node, $id), 'scheduled', 'a due task that is locked waits');
@@ -173,7 +187,8 @@ wait_for_status($node, $id, 'complete', 'and runs when the transaction is rolled
 foreach my $gid (qw(crash stays))
 {
 	sql($node, "COMMIT PREPARED '$gid'");
-	wait_value($node, "SELECT status FROM tasksched.tasks WHERE resource_id = '$gid'", 'complete', "and a task is, when '$gid' is committed");
+	wait_value($node, "SELECT status FROM tasksched.tasks WHERE resource_id = '$gid'", 'complete',
+		"and a task is, when '$gid' is committed");
 }
 two_rounds();
 $scanned = last_scan();
@@ -216,12 +231,16 @@ EOT
 
 sql($node, 'SELECT tasksched.pause_scheduler()');
 my ($awaited, $other) = split /\n/, sql($node, <<'EOT');
-WITH t AS (SELECT id, get_byte(uuid_send(id), 15) % 64 AS k FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{200}'), delay => '1 day') id)
+WITH t AS (
+	SELECT id, get_byte(uuid_send(id), 15) % 64 AS k
+	FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{200}'), delay => '1 day') id)
 SELECT id FROM t JOIN (SELECT k FROM t GROUP BY k ORDER BY count(*) DESC LIMIT 1) most USING (k) LIMIT 2
 EOT
 $waiter = TaskschedSession->new($node);
 $waiter->begin("SELECT status FROM tasksched.wait_for_task('$awaited')");
-wait_value($node, 'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1, 'a session waits');
+wait_value($node,
+	'SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Extension\' AND pid = ' . $waiter->pid, 1,
+	'a session waits');
 wake_again_and_again($other, 100);
 my $used = memory_used($waiter);
 wake_again_and_again($other, 1000);
@@ -249,12 +268,14 @@ my $connstr = $node->connstr('postgres');
 sql($subscriber, "CREATE SUBSCRIPTION orders CONNECTION \$c\$$connstr\$c\$ PUBLICATION orders WITH (two_phase = on)");
 wait_value($subscriber, 'SELECT subtwophasestate FROM pg_subscription', 'e', 'a subscription has two_phase enabled');
 sql($node, 'INSERT INTO orders VALUES (1)');
-wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'order 1'}, 'complete', 'a trigger schedules a task');
+wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'order 1'}, 'complete',
+	'a trigger schedules a task');
 sql($node, q{BEGIN; INSERT INTO orders VALUES (2); PREPARE TRANSACTION 'order'});
 wait_value($subscriber, 'SELECT count(*) FROM pg_prepared_xacts', 1, 'a transaction is prepared on the subscriber too');
 is(sql($subscriber, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'order 2'}), 0, 'its task is not there');
 sql($node, q{COMMIT PREPARED 'order'});
-wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'order 2'}, 'complete', 'it runs when that is committed');
+wait_value($subscriber, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'order 2'}, 'complete',
+	'it runs when that is committed');
 sql($subscriber, 'DROP SUBSCRIPTION orders');
 $subscriber->stop;
 check_log($subscriber);
@@ -307,7 +328,8 @@ sub pause_at
 	wait_for_stop($point);
 	sql($node, $_) foreach @$pause;
 	sql($node, "SELECT fault_release('$point')");
-	wait_until($node, "SELECT status = 'scheduled' AND launch = 0 AND attempt = 0 AND first_launch AND started_at IS NULL FROM tasksched.live WHERE id = '$task'",
+	wait_until($node, qq{SELECT status = 'scheduled' AND launch = 0 AND attempt = 0 AND first_launch
+		AND started_at IS NULL FROM tasksched.live WHERE id = '$task'},
 		"$point: the task is as it was before");
 	return $task;
 }
@@ -317,16 +339,19 @@ foreach my $point ('tasks reaped', 'task claimed', 'task taken', 'task read')
 {
 	my @tasks = (pause_at($point, [$pause]));
 
-	wait_until($node, q{SELECT state = 'paused' AND pid IS NOT NULL FROM tasksched.status WHERE database = 'postgres'}, 'status says so');
+	wait_until($node, q{SELECT state = 'paused' AND pid IS NOT NULL FROM tasksched.status WHERE database = 'postgres'},
+		'status says so');
 	push @tasks, schedule($node, q{'note'});
 	# a scan answers a registration
 	$scanned = last_scan();
 	sql($node, q{SELECT tasksched.register_action('note', 'note')});
-	wait_until($node, "SELECT last_scan > '$scanned' FROM tasksched.status WHERE database = 'postgres'", 'a scan later');
+	wait_until($node, "SELECT last_scan > '$scanned' FROM tasksched.status WHERE database = 'postgres'",
+		'a scan later');
 	is(field_of($node, $_, 'status, launch, attempt'), 'scheduled|0|0', 'nothing is launched') foreach @tasks;
 	sql($node, 'SELECT tasksched.resume_scheduler()');
 	wait_for_status($node, $_, 'complete', 'when it is resumed, it runs') foreach @tasks;
-	is(sql($node, "SELECT string_agg(launch::text, ' ') FROM runs WHERE id = '$_'"), 1, 'in its first launch') foreach @tasks;
+	is(sql($node, "SELECT string_agg(launch::text, ' ') FROM runs WHERE id = '$_'"), 1, 'in its first launch')
+	  foreach @tasks;
 }
 
 # a scheduler that has not seen the pause yet is not needed for that
@@ -336,12 +361,15 @@ $pid = wait_for_stop('task read');
 push @held, sql($node, q{SELECT tasksched.schedule_task('note') FROM fault_arm('tasks reaped', 'stop')});
 wait_for_stop('tasks reaped');
 sql($node, $pause);
-is(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}), 'paused', 'status says so before the scheduler has seen it');
+is(sql($node, q{SELECT state FROM tasksched.status WHERE database = 'postgres'}),
+	'paused', 'status says so before the scheduler has seen it');
 sql($node, q{SELECT fault_release('task read')});
 process_gone($pid);
 is(sql($node, q{SELECT count(*) FROM runs WHERE id = '} . $held[0] . q{'}), 0, 'a worker does not begin its task');
 sql($node, q{SELECT fault_release('tasks reaped')});
-wait_value($node, 'SELECT count(*) FROM tasksched.live WHERE status = \'scheduled\' AND launch = 0 AND id IN (' . join(', ', map { "'$_'" } @held) . ')',
+wait_value($node,
+	'SELECT count(*) FROM tasksched.live WHERE status = \'scheduled\' AND launch = 0 AND id IN ('
+	  . join(', ', map { "'$_'" } @held) . ')',
 	2, 'both tasks are as they were before');
 sql($node, 'SELECT tasksched.resume_scheduler()');
 wait_for_status($node, $_, 'complete', 'when it is resumed, it runs') foreach @held;
@@ -350,8 +378,10 @@ wait_for_status($node, $_, 'complete', 'when it is resumed, it runs') foreach @h
 $id = pause_at('task read', [ "BEGIN; $pause; PREPARE TRANSACTION 'p'", q{COMMIT PREPARED 'p'} ]);
 sql($node, 'SELECT tasksched.resume_scheduler()');
 wait_for_status($node, $id, 'complete', 'after a pause by COMMIT PREPARED');
-foreach my $undone ("BEGIN; $pause; ROLLBACK", "BEGIN; SAVEPOINT s; $pause; ROLLBACK TO s; COMMIT",
-	"BEGIN; $pause; PREPARE TRANSACTION 'p'; ROLLBACK PREPARED 'p'", "BEGIN; $pause; SELECT tasksched.resume_scheduler(); COMMIT")
+foreach my $undone (
+	"BEGIN; $pause; ROLLBACK", "BEGIN; SAVEPOINT s; $pause; ROLLBACK TO s; COMMIT",
+	"BEGIN; $pause; PREPARE TRANSACTION 'p'; ROLLBACK PREPARED 'p'",
+	"BEGIN; $pause; SELECT tasksched.resume_scheduler(); COMMIT")
 {
 	$id = sql($node, q{SELECT tasksched.schedule_task('note') FROM fault_arm('task read', 'stop')});
 	wait_for_stop('task read');
@@ -366,11 +396,13 @@ $id = sql($node, q{SELECT tasksched.schedule_task('stages') FROM fault_arm('outc
 wait_for_stop('outcome committed');
 sql($node, $pause);
 sql($node, q{SELECT fault_release('outcome committed')});
-wait_until($node, "SELECT status = 'scheduled' AND launch = 1 FROM tasksched.tasks WHERE id = '$id'", 'the next stage is not launched');
+wait_until($node, "SELECT status = 'scheduled' AND launch = 1 FROM tasksched.tasks WHERE id = '$id'",
+	'the next stage is not launched');
 is(sql($node, "SELECT count(*) FROM runs WHERE id = '$id'"), 1, 'it has left no row');
 sql($node, 'SELECT tasksched.resume_scheduler()');
 wait_for_status($node, $id, 'complete', 'but it is when the scheduler is resumed');
-is(sql($node, "SELECT string_agg(launch::text, ' ' ORDER BY launch) FROM runs WHERE id = '$id'"), '1 2', 'each stage once');
+is(sql($node, "SELECT string_agg(launch::text, ' ' ORDER BY launch) FROM runs WHERE id = '$id'"),
+	'1 2', 'each stage once');
 
 # ---------------------------------------------------------------------------
 # A worker is terminated after the commit of the outcome, before it has told those
@@ -381,7 +413,9 @@ SKIP:
 	skip 'postgres_fdw is not installed', 1
 	  if sql($node, q{SELECT count(*) FROM pg_available_extensions WHERE name = 'postgres_fdw'}) == 0;
 	sql($node, 'CREATE EXTENSION postgres_fdw');
-	$id = sql($node, q{SELECT tasksched.schedule_task('run_sql', delay => '1 s', params => '{"sql": "LOAD ''postgres_fdw''"}') FROM fault_arm('outcome committed', 'stop')});
+	$id = sql($node,
+		q{SELECT tasksched.schedule_task('run_sql', delay => '1 s', params => '{"sql": "LOAD ''postgres_fdw''"}')
+			FROM fault_arm('outcome committed', 'stop')});
 	$waiter = TaskschedSession->new($node);
 	$waiter->begin("SELECT status FROM tasksched.wait_for_task('$id')");
 	$pid = wait_for_stop('outcome committed');

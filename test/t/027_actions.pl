@@ -54,7 +54,11 @@ sub to_run
 }
 
 # What was seen, in order of its names
-sub seen { return sql($node, q{SELECT string_agg(what || '=' || coalesce(value, 'null'), ' ' ORDER BY what COLLATE "C") FROM (SELECT DISTINCT * FROM seen) s}); }
+sub seen
+{
+	return sql($node, q{SELECT string_agg(what || '=' || coalesce(value, 'null'), ' ' ORDER BY what COLLATE "C")
+		FROM (SELECT DISTINCT * FROM seen) s});
+}
 
 # Stop the next process that passes a point
 sub stop_at { my ($point) = @_; return sql($node, "SELECT fault_arm('$point', 'stop')"); }
@@ -81,7 +85,8 @@ DECLARE
 BEGIN
 	FOREACH call IN ARRAY ARRAY[
 		'current_task: (SELECT count(*) FROM tasksched.current_task())',
-		'update: tasksched.update_task($1, status => ''scheduled'', run_at => ''2100-01-01'', result => ''"by probe"'')',
+		'update: tasksched.update_task($1, status => ''scheduled'', run_at => ''2100-01-01'', '
+			|| 'result => ''"by probe"'')',
 		'progress: tasksched.report_progress(7)',
 		'cancel: tasksched.cancel_task($1)',
 		'wait: (SELECT count(*) FROM tasksched.wait_for_task($1, ''1 s''))']
@@ -143,9 +148,13 @@ my $inside = 'cancel=55000 current_task=1 progress= update=true wait=';
 my $id;
 foreach my $case (
 	[ 'call_helper', '', $outside{mallory}, 'complete', 'a helper of a third role is not inside of the task' ],
-	[ 'call_helper', 'GRANT owner TO helper', "${inside}55000", 'scheduled', 'but one that has the rights of its owner' ],
-	[ 'change_role', 'REVOKE owner FROM helper', "$outside{mallory} reset=1" =~ s/(progress=\S+) (.*) (reset=1)/$1 $3 $2/r, 'complete', 'nor is who it has become by SET ROLE' ],
-	[ 'definer', '', "${inside}0 who=helper" =~ s/(wait=0) (who=helper)/$1 $2/r, 'complete', 'the definer of the action itself is' ])
+	[ 'call_helper', 'GRANT owner TO helper', "${inside}55000", 'scheduled',
+		'but one that has the rights of its owner' ],
+	[ 'change_role', 'REVOKE owner FROM helper',
+		"$outside{mallory} reset=1" =~ s/(progress=\S+) (.*) (reset=1)/$1 $3 $2/r, 'complete',
+		'nor is who it has become by SET ROLE' ],
+	[ 'definer', '', "${inside}0 who=helper" =~ s/(wait=0) (who=helper)/$1 $2/r, 'complete',
+		'the definer of the action itself is' ])
 {
 	my ($action, $before, $expected, $status, $name) = @$case;
 
@@ -189,7 +198,8 @@ END $$;
 -- the first connection is made by a deferred trigger
 CREATE TABLE outbox (what text);
 CREATE FUNCTION send_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM public.send(); RETURN NULL; END';
-CREATE CONSTRAINT TRIGGER send_row AFTER INSERT ON outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION send_row();
+CREATE CONSTRAINT TRIGGER send_row AFTER INSERT ON outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+	EXECUTE FUNCTION send_row();
 CREATE FUNCTION send_later() RETURNS void LANGUAGE sql AS $$ INSERT INTO public.outbox VALUES ('later') $$;
 -- and by a utility command
 CREATE PROCEDURE look_and_commit() LANGUAGE plpgsql AS $$
@@ -198,12 +208,18 @@ BEGIN
 	PERFORM public.send();
 	COMMIT;
 END $$;
-SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{send,send_and_commit,commit_and_send,send_later,look_and_commit}'::text[]) a;
+SELECT tasksched.register_action(a, 'public.' || a)
+FROM unnest('{send,send_and_commit,commit_and_send,send_later,look_and_commit}'::text[]) a;
 SQL
-	my $sent = sub { return join(' ', sql($node, 'SELECT count(*) FROM rows_here'), sql($node, 'SELECT count(*) FROM rows_there', 'far')); };
+	my $sent = sub {
+		return join(' ',
+			sql($node, 'SELECT count(*) FROM rows_here'),
+			sql($node, 'SELECT count(*) FROM rows_there', 'far'));
+	};
 	my $clear = sub { sql($node, 'TRUNCATE rows_here'); sql($node, 'TRUNCATE rows_there', 'far'); return; };
 
-	foreach my $case ([ 'send', 1 ], [ 'send_and_commit', 2 ], [ 'commit_and_send', 1 ], [ 'send_later', 1 ], [ 'look_and_commit', 1 ])
+	foreach my $case ([ 'send', 1 ], [ 'send_and_commit', 2 ], [ 'commit_and_send', 1 ], [ 'send_later', 1 ],
+		[ 'look_and_commit', 1 ])
 	{
 		my ($action, $rows) = @$case;
 
@@ -214,8 +230,8 @@ SQL
 	}
 
 	# the fence fails: which commit it is that is stopped
-	foreach my $case ([ 'send', 1, 0 ], [ 'send_and_commit', 1, 0 ], [ 'send_and_commit', 2, 1 ], [ 'commit_and_send', 2, 0 ],
-		[ 'send_later', 1, 0 ], [ 'look_and_commit', 1, 0 ])
+	foreach my $case ([ 'send', 1, 0 ], [ 'send_and_commit', 1, 0 ], [ 'send_and_commit', 2, 1 ],
+		[ 'commit_and_send', 2, 0 ], [ 'send_later', 1, 0 ], [ 'look_and_commit', 1, 0 ])
 	{
 		my ($action, $commit, $rows) = @$case;
 
@@ -252,7 +268,8 @@ SQL
 		my $worker = worker_pid($node, $id);
 		$session->query("BEGIN; SELECT tasksched.cancel_task('$id')");
 		release('action returned');
-		wait_value($node, "SELECT pg_blocking_pids($worker)", '{' . $session->pid . '}', 'and waits for a session that has cancelled it');
+		wait_value($node, "SELECT pg_blocking_pids($worker)", '{' . $session->pid . '}',
+			'and waits for a session that has cancelled it');
 		is(sql($node, "SELECT pg_terminate_backend($worker)"), 't', 'terminated there');
 		process_gone($worker);
 		$session->query('ROLLBACK');
@@ -265,7 +282,8 @@ SQL
 # ---------------------------------------------------------------------------
 # A function that is replaced right before its call
 # ---------------------------------------------------------------------------
-my $redeploy = q{DROP ROUTINE %s; CREATE %s LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.seen VALUES ('new'); END $$};
+my $redeploy = 'DROP ROUTINE %s; '
+  . q{CREATE %s LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.seen VALUES ('new'); END $$};
 foreach my $case (
 	[ 'FUNCTION deployed() RETURNS void', 'task read' ], [ 'PROCEDURE deployed()', 'task read' ],
 	[ 'FUNCTION deployed() RETURNS void', 'slot begun' ], [ 'PROCEDURE deployed()', 'slot begun' ])
@@ -286,11 +304,13 @@ foreach my $case (
 	release($point);
 	wait_for_status($node, $id, 'complete', "$kind: replaced at '$point'");
 	is(seen(), 'new=null', 'the new one has run');
-	is(sql($node, "SELECT launch, attempt, setbacks FROM tasksched.tasks WHERE id = '$id'"), '1|1|0', 'as if nothing had happened');
+	is(sql($node, "SELECT launch, attempt, setbacks FROM tasksched.tasks WHERE id = '$id'"),
+		'1|1|0', 'as if nothing had happened');
 	is(scalar(() = log_since($node, $log) =~ /could not launch task $id/g), 1, 'which is logged');
 
 	# by nobody else
-	sql($node, "TRUNCATE seen; ALTER ROUTINE deployed OWNER TO owner; SELECT tasksched.register_action('deployed', 'public.deployed')");
+	sql($node, qq{TRUNCATE seen; ALTER ROUTINE deployed OWNER TO owner;
+		SELECT tasksched.register_action('deployed', 'public.deployed')});
 	$log = log_position($node);
 	stop_at($point);
 	$id = schedule($node, q{'deployed'});
@@ -298,7 +318,8 @@ foreach my $case (
 	sql($node, 'DROP ROUTINE deployed; SET ROLE mallory; ' . sprintf($redeploy =~ s/^.*?; //r =~ s/%s/$declaration/r));
 	release($point);
 	wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
-		"the action's function public.deployed() has got another owner since it was registered", "$kind: replaced by somebody else");
+		"the action's function public.deployed() has got another owner since it was registered",
+		"$kind: replaced by somebody else");
 	is(seen(), '', 'that one does not run');
 	sql($node, 'DROP ROUTINE deployed');
 	wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
@@ -309,7 +330,8 @@ foreach my $case (
 }
 
 # dropped as it runs: such an error of its own counts as that, unless it has committed
-sql($node, q{CREATE FUNCTION at_gate() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); END $$});
+sql($node, q{CREATE FUNCTION at_gate() RETURNS void
+	LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); END $$});
 my $gate = TaskschedSession->new($node);
 foreach my $case ([ 'FUNCTION deployed() RETURNS void', '', 'complete' ], [ 'PROCEDURE deployed()', '', 'complete' ],
 	[ 'PROCEDURE deployed()', 'COMMIT;', 'failed' ])
@@ -329,13 +351,15 @@ foreach my $case ([ 'FUNCTION deployed() RETURNS void', '', 'complete' ], [ 'PRO
 		SELECT tasksched.register_action('deployed', 'public.deployed')});
 	$gate->query('SELECT pg_advisory_lock(1)');
 	$id = schedule($node, q{'deployed'});
-	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, 'an action is at its gate');
+	wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1,
+		'an action is at its gate');
 	sql($node, sprintf($redeploy, 'deployed', $declaration));
 	$gate->query('SELECT pg_advisory_unlock(1)');
 	wait_for_status($node, $id, $status, "$declaration, replaced as it runs, $commit");
 	is(seen(), $commit ? 'old=null' : 'new=null', 'no effect of the old one is left but what it has committed');
 }
-sql($node, 'DROP ROUTINE deployed; CREATE FUNCTION deployed() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE undefined_function; END $$');
+sql($node, q{DROP ROUTINE deployed;
+	CREATE FUNCTION deployed() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE undefined_function; END $$});
 $id = schedule($node, q{'deployed'});
 wait_for_status($node, $id, 'failed', 'such an error of a function that is there fails the task');
 
@@ -349,12 +373,15 @@ BEGIN
 	COMMIT;
 	o.status := 'complete'; o.result := params;
 END $$;
-CREATE PROCEDURE "odd "".schema$1".plain(IN task tasksched.task, IN first_launch boolean, INOUT o jsonb) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE "odd "".schema$1".plain(IN task tasksched.task, IN first_launch boolean, INOUT o jsonb)
+LANGUAGE plpgsql AS $$
 BEGIN COMMIT; o := to_jsonb(task.action || first_launch); END $$;
 CREATE PROCEDURE "odd "".schema$1".plain(IN params jsonb) LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;
 -- both are called by the same words
-CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, INOUT o jsonb) LANGUAGE plpgsql AS $$ BEGIN o := '"inout"'; END $$;
-CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, OUT o jsonb) LANGUAGE plpgsql AS $$ BEGIN o := '"out"'; END $$;
+CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, INOUT o jsonb) LANGUAGE plpgsql AS $$
+BEGIN o := '"inout"'; END $$;
+CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, OUT o jsonb) LANGUAGE plpgsql AS $$
+BEGIN o := '"out"'; END $$;
 SELECT tasksched.register_action('odd', '"odd "".schema$1"."odd ""(name"(jsonb, tasksched.outcome)');
 SELECT tasksched.register_action('plain_jsonb', '"odd "".schema$1".plain(tasksched.task, boolean, jsonb)');
 SELECT tasksched.register_action('plain_params', '"odd "".schema$1".twice(jsonb, jsonb)');
@@ -365,10 +392,12 @@ my %ids = map { $_ => schedule_as('owner', "'$_', params => '{\"a\": 1}'") } key
 sql($node, q{SELECT tasksched.revoke_usage('owner'); SELECT tasksched.resume_scheduler()});
 foreach my $action (sort keys %procedures)
 {
-	wait_for_status($node, $ids{$action}, 'complete', "$action runs without the right to schedule, or to use its schema");
+	wait_for_status($node, $ids{$action}, 'complete',
+		"$action runs without the right to schedule, or to use its schema");
 	is(field_of($node, $ids{$action}, 'result'), $procedures{$action}, 'and gives its result');
 }
-sql($node, q{REVOKE EXECUTE ON PROCEDURE "odd "".schema$1"."odd ""(name" FROM PUBLIC; SELECT tasksched.grant_usage('owner')});
+sql($node,
+	q{REVOKE EXECUTE ON PROCEDURE "odd "".schema$1"."odd ""(name" FROM PUBLIC; SELECT tasksched.grant_usage('owner')});
 $id = schedule_as('owner', q{'odd'});
 wait_for_status($node, $id, 'failed', 'but not without EXECUTE');
 is(field_of($node, $id, q{error_details->>'sqlstate'}), '42501', 'for lack of privilege');
@@ -424,7 +453,8 @@ my @chains = map { schedule_as('owner', q{'stage'}) } 1 .. 3;
 wait_for_running($node, \@chains, 'three chains run');
 sql($node, 'ALTER SYSTEM SET tasksched.max_running_tasks = 1');
 $node->reload;
-wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}, 1, 'one is left after the limit was lowered');
+wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}, 1,
+	'one is left after the limit was lowered');
 open_gate($node, 'stage');
 wait_for_status($node, $_, 'complete', 'each comes to its end') foreach @chains;
 sql($node, 'ALTER SYSTEM RESET tasksched.max_running_tasks');
@@ -479,7 +509,8 @@ TRUNCATE seen;
 SQL
 $gate->query('SELECT pg_advisory_lock(1)');
 $id = schedule($node, q{'read_tasks'});
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1, 'an action has read tasks');
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, 1,
+	'an action has read tasks');
 $reindex->query(q{SET deadlock_timeout = '1h'});
 $reindex->begin('REINDEX TABLE tasksched.live');
 wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $reindex->pid . '))', 1, 'REINDEX waits for it');

@@ -18,7 +18,8 @@ sub schedule_many
 {
 	my ($action, $n, $resource_id) = @_;
 
-	sql($node, "SELECT count(*) FROM tasksched.schedule_tasks('$action', array_fill(NULL::jsonb, '{$n}'), resource_id => '$resource_id')");
+	sql($node, qq{SELECT count(*)
+		FROM tasksched.schedule_tasks('$action', array_fill(NULL::jsonb, '{$n}'), resource_id => '$resource_id')});
 	return;
 }
 
@@ -34,7 +35,8 @@ sub reason_of
 {
 	my ($id, $role) = @_;
 
-	return sql($node, ($role ? "SET ROLE $role; " : '') . "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'");
+	return sql($node,
+		($role ? "SET ROLE $role; " : '') . "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'");
 }
 
 # ---------------------------------------------------------------------------
@@ -42,11 +44,13 @@ sub reason_of
 # ---------------------------------------------------------------------------
 sql($node, 'SELECT tasksched.pause_scheduler()');
 schedule_many('note', 400, 'locked');
-$session->query(q{BEGIN; SELECT count(tasksched.update_task(id, result => '"mine"')) FROM tasksched.tasks WHERE resource_id = 'locked'});
+$session->query(q{BEGIN;
+	SELECT count(tasksched.update_task(id, result => '"mine"')) FROM tasksched.tasks WHERE resource_id = 'locked'});
 sql($node, 'SELECT tasksched.resume_scheduler()');
 my $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'a task is launched although 400 older ones are locked');
-is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'locked' AND status = 'scheduled' AND launch = 0}),
+is(sql($node,
+		q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'locked' AND status = 'scheduled' AND launch = 0}),
 	400, 'which are not');
 $session->query('ROLLBACK');
 wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'locked' AND status = 'complete'},
@@ -67,7 +71,8 @@ $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'a task is launched beside one that is finished as well');
 is(sql($node, "SELECT status, launch FROM tasksched.live WHERE id = '$twin'"), 'scheduled|0', 'which is not');
 is(sql($node, "SELECT count(*) FROM tasksched._claim('{$twin}')"), 0, 'and can not be claimed');
-is(reason_of($twin), 'the task is finished as well, so it came from a dump; see adopt_tasks() and delete_task()', 'blocked_tasks says so');
+is(reason_of($twin), 'the task is finished as well, so it came from a dump; see adopt_tasks() and delete_task()',
+	'blocked_tasks says so');
 sql($node, "DELETE FROM tasksched.finished WHERE id = '$twin'; SELECT pg_reload_conf()");
 wait_for_status($node, $twin, 'complete', 'it is launched when it is no longer finished');
 
@@ -83,7 +88,8 @@ my $taken = 'all places for running tasks are taken (%s); see running_tasks and 
 is(reason_of($waiting), sprintf($taken, 'alice: 2'), 'all places are taken: an admin learns by whom');
 is(reason_of($waiting, 'bob'), sprintf($taken, 'other roles: 2'), 'a role learns nothing of others');
 setting('max_running_tasks', 0);
-wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$waiting'", 'tasksched.max_running_tasks is 0', 'there is no place at all');
+wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$waiting'",
+	'tasksched.max_running_tasks is 0', 'there is no place at all');
 sql($node, 'ALTER SYSTEM RESET tasksched.max_running_tasks; SELECT pg_reload_conf()');
 open_gate($node, 'places');
 wait_for_status($node, $_, 'complete', 'the tasks complete') foreach (@running, $waiting);
@@ -91,10 +97,12 @@ wait_for_status($node, $_, 'complete', 'the tasks complete') foreach (@running, 
 # ---------------------------------------------------------------------------
 # A role that has very many blocked tasks, and changes one again and again
 # ---------------------------------------------------------------------------
-sql($node, q{SELECT tasksched.pause_scheduler(), tasksched.register_action(a, 'note') FROM unnest('{unregistered,late}'::text[]) a});
+sql($node, q{SELECT tasksched.pause_scheduler(), tasksched.register_action(a, 'note')
+	FROM unnest('{unregistered,late}'::text[]) a});
 schedule_many('unregistered', 200_000, 'blocked');
 my $late = schedule($node, q{'late'});
-sql($node, q{SELECT tasksched.unregister_action(a) FROM unnest('{unregistered,late}'::text[]) a; SELECT tasksched.resume_scheduler()});
+sql($node, q{SELECT tasksched.unregister_action(a) FROM unnest('{unregistered,late}'::text[]) a;
+	SELECT tasksched.resume_scheduler()});
 sql($node, 'CREATE TABLE stop (yes boolean)');
 $session->begin(<<'EOT');
 DO $$
@@ -107,7 +115,8 @@ BEGIN
 	END LOOP;
 END $$
 EOT
-wait_until($node, q{SELECT EXISTS (SELECT FROM tasksched.tasks WHERE resource_id = 'blocked' AND result IS NOT NULL)}, 'it has begun');
+wait_until($node, q{SELECT EXISTS (SELECT FROM tasksched.tasks WHERE resource_id = 'blocked' AND result IS NOT NULL)},
+	'it has begun');
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'a task is launched meanwhile, behind all of these');
 sql($node, q{SELECT tasksched.register_action('late', 'note')});
@@ -121,8 +130,10 @@ sql($node, q{DELETE FROM tasksched.live WHERE resource_id = 'blocked'});
 # A scheduler stays while it knows of a blocked task that is due
 # ---------------------------------------------------------------------------
 sql($node, 'CREATE DATABASE other');
-sql($node, 'CREATE EXTENSION tasksched; CREATE FUNCTION noop() RETURNS void LANGUAGE sql RETURN NULL; SELECT tasksched.register_action(\'noop\', \'noop\')', 'other');
-sql($node, q{CREATE FUNCTION gone() RETURNS void LANGUAGE sql RETURN NULL; SELECT tasksched.register_action('gone', 'gone'); DROP FUNCTION gone});
+sql($node, q{CREATE EXTENSION tasksched; CREATE FUNCTION noop() RETURNS void LANGUAGE sql RETURN NULL;
+	SELECT tasksched.register_action('noop', 'noop')}, 'other');
+sql($node, q{CREATE FUNCTION gone() RETURNS void LANGUAGE sql RETURN NULL;
+	SELECT tasksched.register_action('gone', 'gone'); DROP FUNCTION gone});
 $node->append_conf('postgresql.conf', "tasksched.worker_idle_timeout = 0\n");
 setting('scheduler_idle_timeout', 1);
 $id = schedule($node, q{'gone'});
@@ -138,7 +149,8 @@ wait_for_status($node, $id, 'complete', 'the next scan finds that it is not bloc
 
 # a task of another installation needs no scheduler: adopt_tasks() wakes it
 setting('reconcile_interval', '1h');
-sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'foreign'); UPDATE tasksched.live SET installation = 0; COMMIT});
+sql($node,
+	q{BEGIN; SELECT tasksched.schedule_task('note', 'foreign'); UPDATE tasksched.live SET installation = 0; COMMIT});
 setting('scheduler_idle_timeout', 1);
 wait_value($node, $state, 'idle', 'a task that is held until adopt_tasks() keeps no scheduler');
 sql($node, 'SELECT tasksched.adopt_tasks()');
@@ -149,7 +161,8 @@ wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'fore
 # ---------------------------------------------------------------------------
 wait_value($node, $state, 'idle', 'the scheduler exits');
 sql($node, <<'EOT');
-INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)
+INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation,
+	database, finished)
 SELECT gen_random_uuid(), 'old', 'complete', t, current_user::regrole, t, t, t, 1, 1, true
 FROM generate_series(1, 50000) n, LATERAL (SELECT now() - interval '1 year' + n * interval '1 ms') l(t)
 EOT

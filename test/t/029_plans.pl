@@ -28,7 +28,8 @@ EOT
 # Rows that a statement may look at and not take
 my $handful = 20;
 
-my $finished_columns = '(id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)';
+my $finished_columns =
+  '(id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)';
 
 # Finished tasks that are to be purged
 sub insert_old
@@ -46,7 +47,8 @@ EOT
 # Other rows in the tables: to come, active elsewhere, and finished
 sql($node, <<EOT);
 CREATE FUNCTION stages(task tasksched.task) RETURNS tasksched.outcome LANGUAGE sql AS
-	\$\$ SELECT CASE task.launch WHEN 1 THEN tasksched.reschedule() WHEN 2 THEN tasksched.proceed() ELSE tasksched.complete() END \$\$;
+	\$\$ SELECT CASE task.launch
+		WHEN 1 THEN tasksched.reschedule() WHEN 2 THEN tasksched.proceed() ELSE tasksched.complete() END \$\$;
 CREATE PROCEDURE steps(task tasksched.task) LANGUAGE plpgsql AS \$\$
 BEGIN
 	PERFORM tasksched.update_task(task.id, result => '1');
@@ -54,12 +56,14 @@ BEGIN
 END \$\$;
 SELECT tasksched.register_action(a, a) FROM unnest('{stages,steps}'::text[]) a;
 BEGIN;
-SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{3000}'), resource_id => 'active elsewhere');
+SELECT count(*)
+FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{3000}'), resource_id => 'active elsewhere');
 UPDATE tasksched.live SET status = 'active', installation = 0;
 COMMIT;
 SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{5000}'), run_at => 'tomorrow');
 INSERT INTO tasksched.finished $finished_columns
-SELECT gen_random_uuid(), 'note', 'complete', now(), current_user::regrole, now(), now(), now(), 1, 1, true FROM generate_series(1, 5000);
+SELECT gen_random_uuid(), 'note', 'complete', now(), current_user::regrole, now(), now(), now(), 1, 1, true
+FROM generate_series(1, 5000);
 EOT
 
 # ---------------------------------------------------------------------------
@@ -96,7 +100,8 @@ sub faults_of
 
 		push @faults, "$type on $relation" if $type eq 'Seq Scan';
 		push @faults, "$type using $index without a condition" if $type =~ /^Index/ && !$plan->{'Index Cond'};
-		push @faults, "$type using $index from its start" if $index eq 'live_queue' && ($plan->{'Index Cond'} // '') !~ /\bstatus = /;
+		push @faults, "$type using $index from its start"
+		  if $index eq 'live_queue' && ($plan->{'Index Cond'} // '') !~ /\bstatus = /;
 		push @faults, "$type on $relation $index: $removed rows removed" if $removed > $handful;
 	}
 	return (@faults, map { faults_of($_) } @{ $plan->{Plans} // [] });
@@ -153,7 +158,8 @@ sub do_everything
 	is(sql($node, "SELECT tasksched.delete_task('$id')"), 't', "$name: and of a scheduled one");
 
 	schedule($node, "'$_', '$resource'") foreach qw(note stages steps raising);
-	wait_for_count("resource_id = '$resource' AND status IN ('complete', 'failed')", 4, "$name: a function, stages, checkpoints and an error");
+	wait_for_count("resource_id = '$resource' AND status IN ('complete', 'failed')", 4,
+		"$name: a function, stages, checkpoints and an error");
 
 	my $held = schedule($node, "'hold', '$resource held'");
 	my $pid = worker_pid($node, $held);
@@ -165,7 +171,8 @@ sub do_everything
 	my $cancelled = schedule($node, "'hold', 'for ever'");
 	wait_for_running($node, $cancelled, "$name: a task runs");
 	is(sql($node, "SELECT tasksched.cancel_task('$cancelled')"), 't', "$name: and is cancelled");
-	wait_until($node, "SELECT NOT EXISTS (SELECT FROM tasksched.running_tasks WHERE task_id = '$cancelled')", "$name: and is interrupted");
+	wait_until($node, "SELECT NOT EXISTS (SELECT FROM tasksched.running_tasks WHERE task_id = '$cancelled')",
+		"$name: and is interrupted");
 
 	insert_old(1);
 	sql($node, 'SELECT pg_reload_conf()');	# a scan
@@ -181,7 +188,8 @@ sub set_statistics
 	sql($node, <<EOT);
 UPDATE pg_class SET reltuples = $rows, relpages = $pages
 WHERE oid IN ('tasksched.live'::regclass, 'tasksched.finished'::regclass)
-	OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid IN ('tasksched.live'::regclass, 'tasksched.finished'::regclass));
+	OR oid IN (SELECT indexrelid FROM pg_index
+		WHERE indrelid IN ('tasksched.live'::regclass, 'tasksched.finished'::regclass));
 DELETE FROM pg_statistic WHERE starelid IN ('tasksched.live'::regclass, 'tasksched.finished'::regclass);
 EOT
 	return;
@@ -201,16 +209,20 @@ foreach my $statistics (
 	my $position = log_position($node);
 	do_everything($name);
 	my @plans = check_plans($position, $name);
-	foreach my $statement ('UPDATE tasksched.live SET status = \'active\'', 'SELECT id, run_at, owner::oid', 'DELETE FROM tasksched.finished WHERE ctid',
-		'DELETE FROM tasksched.live WHERE', 'INSERT INTO tasksched.finished')
+	foreach my $statement (
+		'UPDATE tasksched.live SET status = \'active\'', 'SELECT id, run_at, owner::oid',
+		'DELETE FROM tasksched.finished WHERE ctid', 'DELETE FROM tasksched.live WHERE',
+		'INSERT INTO tasksched.finished')
 	{
 		ok(scalar(grep { index($_->{'Query Text'}, $statement) >= 0 } @plans), "$name: there is a plan of $statement");
 	}
 }
 
 # As an analyze finds the tables after a burst
-sql($node, q{SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{20000}'), resource_id => 'burst', run_at => 'tomorrow')});
-sql($node, q{CREATE TABLE kept AS SELECT * FROM tasksched.live WHERE resource_id IS DISTINCT FROM 'burst'; DELETE FROM tasksched.live; ANALYZE tasksched.live; INSERT INTO tasksched.live SELECT * FROM kept});
+sql($node, q{SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{20000}'),
+	resource_id => 'burst', run_at => 'tomorrow')});
+sql($node, q{CREATE TABLE kept AS SELECT * FROM tasksched.live WHERE resource_id IS DISTINCT FROM 'burst';
+	DELETE FROM tasksched.live; ANALYZE tasksched.live; INSERT INTO tasksched.live SELECT * FROM kept});
 my $position = log_position($node);
 do_everything('after a burst');
 check_plans($position, 'after a burst');

@@ -24,7 +24,8 @@ sub runs_of { return sql($node, "SELECT count(*) FROM runs WHERE id = '$_[0]'");
 
 sub tables_of
 {
-	return sql($node, "SELECT string_agg(tableoid::regclass || ' ' || status, ', ' ORDER BY finished) FROM tasksched.tasks WHERE id = '$_[0]'");
+	return sql($node, qq{SELECT string_agg(tableoid::regclass || ' ' || status, ', ' ORDER BY finished)
+		FROM tasksched.tasks WHERE id = '$_[0]'});
 }
 
 # ---------------------------------------------------------------------------
@@ -33,20 +34,24 @@ sub tables_of
 sub restore_over_finished
 {
 	$id = schedule($node, q{'note', delay => '1 day', params => '{"from": "dump"}'});
-	$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'tasksched', '-f', $dump ], 'a dump while a task is scheduled');
+	$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'tasksched', '-f', $dump ],
+		'a dump while a task is scheduled');
 	sql($node, "SELECT tasksched.update_task('$id', run_at => now())");
 	wait_for_status($node, $id, 'complete', 'it runs');
 	# the schema and the actions are there already
 	$node->psql('postgres', slurp_file($dump), on_error_stop => 0);
-	is(tables_of($id), 'tasksched.live scheduled, tasksched.finished complete', 'the restore brings it back beside what has become of it');
+	is(tables_of($id), 'tasksched.live scheduled, tasksched.finished complete',
+		'the restore brings it back beside what has become of it');
 	is(sql($node, "SELECT status FROM tasksched.get_task('$id')"), 'scheduled', 'the live one is meant: get_task');
 	is(sql($node, "SELECT count(*) FROM tasksched.wait_for_task('$id', timeout => '0.1 s')"), '0', 'wait_for_task');
 	is(sql($node, "SELECT tasksched.retry_task('$id')"), 'f', 'retry_task');
 	is(sql($node, "SELECT tasksched.update_task('$id', run_at => now())"), 't', 'update_task makes it due');
-	wait_until($node, "SELECT reason ~ 'finished' FROM tasksched.blocked_tasks WHERE id = '$id'", 'it is held, for a reason');
+	wait_until($node, "SELECT reason ~ 'finished' FROM tasksched.blocked_tasks WHERE id = '$id'",
+		'it is held, for a reason');
 	# another task has been through the queue since
 	wait_for_status($node, schedule($node, q{'note'}), 'complete', 'others run');
-	is(field_of($node, $id, q{string_agg(launch || ' ' || status, ', ' ORDER BY finished)}), '0 scheduled, 1 complete', 'and it does not');
+	is(field_of($node, $id, q{string_agg(launch || ' ' || status, ', ' ORDER BY finished)}),
+		'0 scheduled, 1 complete', 'and it does not');
 	is(runs_of($id), '1', 'so its effects are there once');
 	return;
 }
@@ -72,11 +77,14 @@ $id = schedule($node, q{'hold', 'gate'});
 wait_for_running($node, $id, 'a task runs');
 sql($node, <<"EOT");
 INSERT INTO tasksched.finished SELECT * FROM tasksched.finished LIMIT 0;
-INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)
-SELECT id, action, 'failed', run_at, owner, created_at, updated_at, now(), installation, database, true FROM tasksched.live WHERE id = '$id'
+INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation,
+	database, finished)
+SELECT id, action, 'failed', run_at, owner, created_at, updated_at, now(), installation, database, true
+FROM tasksched.live WHERE id = '$id'
 EOT
 open_gate($node, 'gate');
-wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WHERE id = '$id'", 'complete', 'a finished one that comes while it runs is replaced');
+wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WHERE id = '$id'", 'complete',
+	'a finished one that comes while it runs is replaced');
 is(field_of($node, $id, 'launch'), '1', 'at once');
 is(runs_of($id), '1', 'with its effects once');
 
@@ -104,13 +112,17 @@ wait_for_running($node, $id, 'a REPEATABLE READ action runs');
 my $locker = TaskschedSession->new($node);
 $locker->query('SELECT pg_advisory_lock(1)');
 open_gate($node, 'first');
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, '1', 'it has its snapshot');
+wait_value($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, '1',
+	'it has its snapshot');
 sql($node, <<"EOT");
-INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)
-SELECT id, action, 'failed', run_at, owner, created_at, updated_at, now(), installation, database, true FROM tasksched.live WHERE id = '$id'
+INSERT INTO tasksched.finished (id, action, status, run_at, owner, created_at, updated_at, finished_at, installation,
+	database, finished)
+SELECT id, action, 'failed', run_at, owner, created_at, updated_at, now(), installation, database, true
+FROM tasksched.live WHERE id = '$id'
 EOT
 $locker->query('SELECT pg_advisory_unlock(1)');
-wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WHERE id = '$id'", 'complete', 'what it can not see is replaced as well');
+wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WHERE id = '$id'", 'complete',
+	'what it can not see is replaced as well');
 is(runs_of($id), '1', 'with its effects once');
 $locker->quit;
 
@@ -142,7 +154,8 @@ wait_value($node, 'SELECT count(*) FROM tasksched.finished', '0', 'and then it g
 	$other = schedule($node, q{'note', delay => '1 day'});
 	$alter->query($rewrite);
 	$waiter->begin("SELECT count(*) FROM tasksched.wait_for_task('$other', timeout => '10 min')");
-	wait_value($node, 'SELECT pg_blocking_pids(' . $waiter->pid . ')', '{' . $alter->pid . '}', 'a session waits for the table');
+	wait_value($node, 'SELECT pg_blocking_pids(' . $waiter->pid . ')', '{' . $alter->pid . '}',
+		'a session waits for the table');
 	signal_process('CONT', $scheduler);
 	wait_value($node, "SELECT pg_blocking_pids($scheduler)", '{' . $alter->pid . '}', 'and so does the scheduler');
 	$alter->query('COMMIT');
@@ -155,7 +168,8 @@ wait_value($node, 'SELECT count(*) FROM tasksched.finished', '0', 'and then it g
 	# a worker that is about to read its task
 	signal_process('STOP', $_) foreach pids_of($node, 'tasksched worker');
 	$id = schedule($node, q{'note'});
-	wait_value($node, "SELECT state FROM tasksched.running_tasks WHERE task_id = '$id'", 'ready', 'a task is handed over');
+	wait_value($node, "SELECT state FROM tasksched.running_tasks WHERE task_id = '$id'", 'ready',
+		'a task is handed over');
 	my $worker = sql($node, "SELECT pid FROM tasksched.running_tasks WHERE task_id = '$id'");
 	$alter->query($rewrite =~ s/extra/more/r);
 	signal_process('CONT', $_) foreach pids_of($node, 'tasksched worker');
@@ -185,7 +199,8 @@ foreach my $name (sort keys %calls)
 		$first->query("BEGIN; SELECT tasksched.update_task('$id', run_at => now() + interval '5 s')");
 		$second->query('BEGIN');
 		$second->begin('SELECT ' . sprintf($calls{$name}, $id));
-		wait_value($node, 'SELECT pg_blocking_pids(' . $second->pid . ')', '{' . $first->pid . '}', "$name waits for an update_task that makes the task due sooner");
+		wait_value($node, 'SELECT pg_blocking_pids(' . $second->pid . ')', '{' . $first->pid . '}',
+			"$name waits for an update_task that makes the task due sooner");
 		$first->query('COMMIT');
 		is($second->end, 't', "$name gets the row");
 		wait_until($node, "SELECT clock_timestamp() > run_at FROM tasksched.tasks WHERE id = '$id'", 'it becomes due');
@@ -221,9 +236,12 @@ SELECT tasksched.register_action(a, a) FROM unnest('{look_at_own,change_others}'
 EOT
 foreach my $action ('look_at_own', 'change_others')
 {
-	sql($node, "SET SESSION AUTHORIZATION strict; SELECT count(tasksched.schedule_task('$action')) FROM generate_series(1, 100)");
-	wait_value($node, "SELECT count(*) FROM tasksched.live WHERE action = '$action'", '0', "100 serializable actions: $action");
-	is(sql($node, "SELECT string_agg(DISTINCT status || ' ' || coalesce(result::text, error), ', ') FROM tasksched.tasks WHERE action = '$action'"),
+	sql($node, qq{SET SESSION AUTHORIZATION strict;
+		SELECT count(tasksched.schedule_task('$action')) FROM generate_series(1, 100)});
+	wait_value($node, "SELECT count(*) FROM tasksched.live WHERE action = '$action'", '0',
+		"100 serializable actions: $action");
+	is( sql($node, qq{SELECT string_agg(DISTINCT status || ' ' || coalesce(result::text, error), ', ')
+			FROM tasksched.tasks WHERE action = '$action'}),
 		$action eq 'look_at_own' ? 'complete 1' : 'complete true', 'all of them complete');
 }
 
@@ -232,12 +250,14 @@ my $old = TaskschedSession->new($node);
 $id = schedule($node, q{'note', delay => '1 day'});
 $old->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM runs');
 sql($node, "SELECT tasksched.update_task('$id', result => '\"new\"')");
-is($old->query("SELECT result IS NULL FROM tasksched.get_task('$id')"), 't', 'REPEATABLE READ: get_task shows what the snapshot sees');
+is($old->query("SELECT result IS NULL FROM tasksched.get_task('$id')"),
+	't', 'REPEATABLE READ: get_task shows what the snapshot sees');
 my $late = schedule($node, q{'note', delay => '1 day'});
 is($old->query("SELECT count(*) FROM tasksched.get_task('$late')"), '0', 'and nothing that came later');
 is($old->query("SELECT tasksched.cancel_task('$late')"), 'f', 'nor does cancel_task find it');
 $old->query("SELECT tasksched.cancel_task('$id')");
-like($old->{stderr}, qr/could not serialize access due to concurrent update/, 'what has changed since can not be changed');
+like($old->{stderr}, qr/could not serialize access due to concurrent update/,
+	'what has changed since can not be changed');
 $old->query('ROLLBACK');
 
 # ---------------------------------------------------------------------------
@@ -257,8 +277,10 @@ COMMIT;
 EOT
 my $position = log_position($node);
 my $load = IPC::Run::start(
-	[ 'pgbench', '-n', '-c', '4', '-T', '600', '-f', $clients, $node->connstr('postgres') ], '>', \my $said, '2>', \my $errors);
-wait_until($node, q{SELECT count(*) >= 6 FROM pg_stat_activity WHERE backend_type = 'client backend'}, 'sessions change tasks');
+	[ 'pgbench', '-n', '-c', '4', '-T', '600', '-f', $clients, $node->connstr('postgres') ],
+	'>', \my $said, '2>', \my $errors);
+wait_until($node, q{SELECT count(*) >= 6 FROM pg_stat_activity WHERE backend_type = 'client backend'},
+	'sessions change tasks');
 foreach my $n (1 .. 20)
 {
 	sql($node, 'ALTER TABLE tasksched.tasks ADD COLUMN extra int');
@@ -281,7 +303,9 @@ SELECT tasksched.register_action('read_and_hold', 'read_and_hold');
 EOT
 $id = schedule($node, q{'read_and_hold', 'reindex'});
 wait_for_running($node, $id, 'an action that has read tasks runs');
-wait_value($node, q{SELECT count(*) FROM pg_locks WHERE relation = 'tasksched.live'::regclass AND mode = 'RowExclusiveLock'}, '1', 'for certain');
+wait_value($node,
+	q{SELECT count(*) FROM pg_locks WHERE relation = 'tasksched.live'::regclass AND mode = 'RowExclusiveLock'}, '1',
+	'for certain');
 $old->begin('REINDEX TABLE tasksched.live');
 wait_value($node, 'SELECT cardinality(pg_blocking_pids(' . $old->pid . '))', '1', 'REINDEX waits for it');
 open_gate($node, 'reindex');
