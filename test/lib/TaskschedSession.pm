@@ -1,4 +1,4 @@
-# A session of psql that stays, for tests in which a transaction is left open.
+# A session of psql that stays connected, for tests that leave a transaction open.
 
 package TaskschedSession;
 
@@ -22,10 +22,10 @@ sub new
 	return $self;
 }
 
-# The server's process of the session
+# The pid of the session's server process
 sub pid { return $_[0]->{pid}; }
 
-# Run SQL and wait for its end; returns its output
+# Run SQL and wait until it has finished; returns its output
 sub query
 {
 	my ($self, $sql) = @_;
@@ -34,7 +34,7 @@ sub query
 	return $self->end;
 }
 
-# Have SQL run, in the background
+# Start SQL in the background
 sub begin
 {
 	my ($self, $sql) = @_;
@@ -47,7 +47,7 @@ sub begin
 	return;
 }
 
-# Is it at its end?
+# Has it finished?
 sub ended
 {
 	my ($self) = @_;
@@ -56,7 +56,7 @@ sub ended
 	return $self->{stdout} =~ /^mark $self->{marks}$/m;
 }
 
-# Wait for its end; returns the output
+# Wait until it has finished; returns its output
 sub end
 {
 	my ($self) = @_;
@@ -68,7 +68,7 @@ sub end
 	return $output;
 }
 
-# The server has ended it
+# The server has terminated the session: have psql notice, and exit
 sub gone
 {
 	my ($self) = @_;

@@ -1,8 +1,8 @@
 # What the TAP tests of tasksched share: a server with the library, waiting by
-# polling, signals to processes of the server, and a look at its log.
+# polling, signals to processes of the server, and checks of its log.
 #
-# Everything waits by polling up to a deadline.  A wait that reaches the deadline
-# ends the test file, since what follows would wait for the same thing.
+# All waits poll up to a deadline.  A wait that reaches the deadline ends the test
+# file, since what follows would wait for the same thing.
 
 package TaskschedTest;
 
@@ -31,8 +31,8 @@ our $deadline_s = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
 # Servers
 # ---------------------------------------------------------------------------
 
-# A server with the library preloaded, started, and the extension and the
-# fixtures in the database "postgres".  Options: preload, start, extension (all
+# Create a server that preloads the library, start it, and create the extension and
+# the fixtures in the database "postgres".  Options: preload, start, extension (all
 # true unless given), conf (more settings), streaming, checksums, utf8, install_path
 # (of another version of the server).
 sub new_node
@@ -62,8 +62,8 @@ EOT
 	return $node;
 }
 
-# The extension, and what the tests' tasks do:
-#	runs		a ledger, in which each launch leaves a row as it commits
+# Create the extension, and the actions and tables of the tests:
+#	runs		a ledger, in which each launch leaves a row when it commits
 #	note		leaves its row at once
 #	hold		waits until the gate named by its resource_id is open, then
 #				leaves its row
@@ -134,8 +134,7 @@ sub sql
 	return $node->safe_psql($db // 'postgres', $sql);
 }
 
-# Run SQL that may fail; returns its output and everything said on stderr, with
-# SQLSTATEs
+# Run SQL that may fail; returns its output and its stderr, with SQLSTATEs
 sub try_sql
 {
 	my ($node, $sql, %opt) = @_;
@@ -162,7 +161,7 @@ sub sqlstate_is
 	return $stderr;
 }
 
-# Run SQL that must succeed with a warning like this
+# Run SQL that must succeed with a warning that matches
 sub warning_like
 {
 	my ($node, $sql, $regexp, $name, %opt) = @_;
@@ -197,7 +196,7 @@ sub poll
 	return time - $start;
 }
 
-# One line of everything about the tasks, for a failure
+# Print everything about the tasks, after a failure
 sub tell_state
 {
 	my ($node, $db) = @_;
@@ -211,7 +210,7 @@ sub tell_state
 		qq{SELECT pid, datname, usename, backend_type, state, wait_event, query FROM pg_stat_activity
 			WHERE backend_type ~ '^(tasksched|client)'})
 	{
-		# what failed may be that somebody has locked the tables
+		# the reason for the failure may be that another session has locked the tables
 		my ($stdout, $stderr) = try_sql($node, "SET lock_timeout = '2s'; $query", db => $db);
 
 		diag("$query;\n$stdout$stderr");
@@ -231,7 +230,7 @@ sub wait_value
 	my $took = poll(
 		$name,
 		sub {
-			# a failure to connect is an answer like another here, also one so early
+			# a failure to connect counts as an answer like any other here, even one so early
 			# that psql has not read the query
 			my $asked = eval {
 				$node->psql($db // 'postgres', $query, stdout => \$stdout, stderr => \$stderr);
@@ -280,7 +279,7 @@ sub wait_for_running
 		scalar(@ids), $name, $db);
 }
 
-# Wait until the log has a line like this, from a position on
+# Wait until the log matches, from a position on
 sub wait_for_log
 {
 	my ($node, $regexp, $position, $name) = @_;
@@ -320,7 +319,7 @@ sub status_of
 	return field_of($node, $id, 'status', $db);
 }
 
-# Let go the tasks that hold() at this gate
+# Open a gate: the tasks that wait at it in hold() go on
 sub open_gate
 {
 	my ($node, $gate, $db) = @_;
@@ -329,7 +328,7 @@ sub open_gate
 	return;
 }
 
-# Make sure that everything committed so far survives a crash, claims too
+# Make sure that everything committed so far survives a crash, including claims
 sub flush_wal
 {
 	my ($node, $db) = @_;
@@ -342,7 +341,7 @@ sub flush_wal
 # Processes
 # ---------------------------------------------------------------------------
 
-# The processes of a backend_type, in a database if that is given
+# The pids of a backend_type, in a database if that is given
 sub pids_of
 {
 	my ($node, $type, $db) = @_;
@@ -352,7 +351,7 @@ sub pids_of
 	  sql($node, "SELECT pid FROM pg_stat_activity WHERE backend_type = '$type' $where ORDER BY pid");
 }
 
-# The process of a kind of which there is one; waits for it
+# The pid of a backend_type that has only one process; waits for it
 sub only_pid
 {
 	my ($node, $type, $db) = @_;
@@ -378,7 +377,7 @@ sub scheduler_pid
 	return only_pid($node, 'tasksched scheduler', $db // 'postgres');
 }
 
-# The worker that executes a task; waits for it
+# The pid of the worker that executes a task; waits for it
 sub worker_pid
 {
 	my ($node, $id, $db) = @_;
@@ -405,7 +404,7 @@ sub signal_process
 	return;
 }
 
-# What the kernel says of a process; empty if there is none
+# What the kernel says about a process; empty if there is none
 sub process_stat
 {
 	my ($pid) = @_;
@@ -413,8 +412,8 @@ sub process_stat
 	return eval { slurp_file("/proc/$pid/stat") } // '';
 }
 
-# Wait until a process has gone, be it that nobody has noticed yet (a zombie);
-# returns the seconds that it took
+# Wait until a process is gone or a zombie, whose parent has not noticed yet; returns
+# the seconds that it took
 sub process_gone
 {
 	my ($pid) = @_;
@@ -422,12 +421,12 @@ sub process_gone
 	return poll("process $pid goes", sub { return process_stat($pid) !~ /\) [^Z] / });
 }
 
-# SIGKILL of the postmaster, and a start once its children have noticed
+# Kill the postmaster with SIGKILL, and start it again once its children have noticed
 sub kill_postmaster
 {
 	my ($node) = @_;
 	my $pid = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
-	# pg_stat_activity lacks those that have not come far yet
+	# pg_stat_activity lacks processes that have only just started
 	my @children = grep { process_stat($_) =~ /\) \S $pid / } map { /(\d+)/ } glob('/proc/[0-9]*');
 
 	$node->kill9;
@@ -437,8 +436,8 @@ sub kill_postmaster
 	return;
 }
 
-# After SIGKILL of the postmaster: the next one would take a zombie's lock files
-# for a living one's
+# Remove the lock files after SIGKILL of the postmaster: the next one would take those
+# of a zombie for those of a running postmaster
 sub remove_lock_files
 {
 	my ($node) = @_;
@@ -475,9 +474,9 @@ sub ready_since
 	return "timestamptz '$times[-1]'";
 }
 
-# At the end of a test: nothing in the server's log that must never be there.
-# Options: signals, how many processes were killed by signals on purpose;
-# except, what lines are the server's own doing.
+# At the end of a test: check that the server's log has nothing that must never be
+# there.  Options: signals, how many processes were killed by signals on purpose;
+# except, a pattern of lines that the server causes itself.
 sub check_log
 {
 	my ($node, %opt) = @_;

@@ -1,4 +1,4 @@
-# The seven cases that the original scheduler's own tests assert.
+# The seven cases that the tests of the original scheduler assert.
 
 use strict;
 use warnings;
@@ -63,7 +63,7 @@ BEGIN
 	IF first_launch THEN
 		PERFORM tasksched.update_task(task.id, result => '{"in_progress": true}');
 		COMMIT;
-		PERFORM pg_sleep(1000);	-- the action hangs: the scenario
+		PERFORM pg_sleep(1000);	-- the scenario: the action hangs
 	END IF;
 	outcome := tasksched.complete('{"success": true}');
 END $$;
@@ -90,7 +90,7 @@ BEGIN
 	LOOP
 		INSERT INTO public.counter VALUES (1);
 		COMMIT;
-		PERFORM pg_sleep(0.1);	-- the action counts in a loop: the scenario
+		PERFORM pg_sleep(0.1);	-- the scenario: the action counts in a loop
 	END LOOP;
 END $$;
 SELECT tasksched.register_action('counting', 'counting');

@@ -1,5 +1,5 @@
-# However a worker ends: only a task that ended its own worker counts a crash,
-# and everything else goes on.
+# Workers end in many ways.  A crash is counted only for a task that ended its own
+# worker, and everything else goes on.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use Test::More;
 my $node = new_node('worker_death');
 my $crashes = 0;
 
-# Wait until the server has been through its restart and these tasks run again
+# Wait until the server has restarted and these tasks run again
 sub wait_for_resume
 {
 	my ($ids, $launch, $name) = @_;
@@ -31,7 +31,7 @@ sub wait_for_resume
 }
 
 # ---------------------------------------------------------------------------
-# kill -9 of the same task's worker, again and again
+# kill -9 of the worker of the same task, again and again
 # ---------------------------------------------------------------------------
 my @neighbours = split /\n/,
   sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{3}'), resource_id => 'gate')});
@@ -69,7 +69,7 @@ is(sql($node, 'SELECT count(*), count(DISTINCT id), bool_or(first_launch) FROM r
 is(field_of($node, $later, 'status, launch, attempt, run_at > now()'), 'scheduled|0|0|t',
 	'a task that is not due has not been touched');
 
-# a task that failed like this can be retried, with its crashes forgotten
+# a task that failed like this can be retried; its crashes are reset
 is(sql($node, "SELECT tasksched.retry_task('$victim')"), 't', 'the failed one is retried');
 open_gate($node, 'victim');
 wait_for_status($node, $victim, 'complete', 'and completes');
@@ -99,7 +99,7 @@ foreach my $signal ('ABRT', 'SEGV')
 }
 
 # ---------------------------------------------------------------------------
-# A parallel worker of an action's query: the crash is the action's
+# A parallel worker of an action's query crashes: the crash counts as the action's
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE TABLE numbers AS SELECT n FROM generate_series(1, 10000) n;
@@ -132,7 +132,7 @@ open_gate($node, 'parallel');
 wait_for_status($node, $beside, 'complete', 'which completes');
 
 # ---------------------------------------------------------------------------
-# FATAL, without anybody having asked for it: no restart of the server
+# FATAL that nobody asked for: the server does not restart
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE FUNCTION fatal(task tasksched.task) RETURNS void
@@ -178,7 +178,7 @@ wait_for_status($node, $task, 'complete', 'it completes');
 is(sql($node, "SELECT launch, first_launch FROM runs WHERE id = '$task'"), '6|f', 'in one launch, not the first');
 
 # ---------------------------------------------------------------------------
-# An action that terminates its own worker: no hot loop
+# An action terminates its own worker: no hot loop
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE FUNCTION end_itself() RETURNS void
@@ -197,8 +197,8 @@ is(field_of($node, $task, q{clock_timestamp() - started_at >= (launch - 1) * int
 is(sql($node, "SELECT tasksched.cancel_task('$task')"), 't', 'it can be cancelled');
 
 # ---------------------------------------------------------------------------
-# Terminated at its commit.  The server drops the temporary tables on the way out,
-# in a transaction that is none of the action's.
+# A worker is terminated at the action's commit.  On exit the server drops the
+# temporary tables, in a transaction that is not the action's.
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE TABLE entries (id uuid);
@@ -241,7 +241,7 @@ wait_for_status($node, $task, 'failed', 'after pg_cancel_backend the task has fa
 is(field_of($node, $task, "attempt, launch, crashes, error_details->>'sqlstate'"), '1|1|0|57014', 'with 57014');
 
 # ---------------------------------------------------------------------------
-# The same to workers that are idle
+# The same for idle workers
 # ---------------------------------------------------------------------------
 foreach my $function ('pg_terminate_backend', 'pg_cancel_backend')
 {

@@ -1,5 +1,5 @@
-# The death of the server, of the scheduler and of the launcher; and 10,000 tasks
-# of which each leaves exactly one row behind, whatever happens meanwhile.
+# The death of the server, of the scheduler and of the launcher.  And 10,000 tasks,
+# each of which leaves exactly one row behind, whatever happens in the meantime.
 
 use strict;
 use warnings;
@@ -15,8 +15,8 @@ my $node = new_node('server_death');
 my $killed = 0;
 
 # ---------------------------------------------------------------------------
-# Two tasks run while the server ends in one way or another: both are resumed,
-# neither counts anything
+# Two tasks run while the server or one of its processes ends: both are resumed,
+# and nothing is counted for either
 # ---------------------------------------------------------------------------
 my %ends = (
 	'a fast shutdown' => sub { $node->stop('fast'); $node->start; },
@@ -31,7 +31,7 @@ foreach my $end (sort keys %ends)
 	my $gate = $end =~ s/\W/_/gr;
 	my @ids = split /\n/,
 	  sql($node, "SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{2}'), resource_id => '$gate')");
-	my $launch = $end =~ /TERM/ ? 1 : 2;	# workers go on without the others
+	my $launch = $end =~ /TERM/ ? 1 : 2;	# workers go on without the scheduler and the launcher
 
 	wait_for_running($node, \@ids, "$end: two tasks run");
 	flush_wal($node);
@@ -62,7 +62,7 @@ BEGIN
 END $$;
 SELECT tasksched.register_action('poison', 'poison');
 EOT
-# not at once: the session that schedules it would be hit as well
+# with a delay: otherwise the session that schedules it would be hit as well
 my $poison = schedule($node, q{'poison', delay => '1 s'});
 wait_for_status($node, $poison, 'failed', 'a task that always crashes the server at once has failed');
 is(field_of($node, $poison, 'crashes, attempt, error'),

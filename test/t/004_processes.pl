@@ -1,4 +1,5 @@
-# Databases, roles, settings and slots: who starts and stops when, and as whom.
+# Databases, roles, settings and slots: which processes start and stop when, and
+# under which role.
 
 use strict;
 use warnings;
@@ -40,7 +41,7 @@ sql($node, 'DROP DATABASE another');
 pass('nothing of ours is in the way of ALTER and DROP DATABASE');
 
 # ---------------------------------------------------------------------------
-# Roles: without LOGIN, with settings of their own, some of them for clients
+# Roles without LOGIN, and with settings of their own, some of them meant for clients
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE ROLE nologin NOLOGIN;
@@ -63,7 +64,7 @@ BEGIN
 	INSERT INTO public.seen VALUES (current_user, session_user, current_setting('work_mem'),
 		(SELECT string_agg(DISTINCT setting, ' ') FROM public.timeouts()),
 		current_setting('is_superuser'));
-	PERFORM pg_sleep(0.3);	-- longer than the role's timeouts: the scenario
+	PERFORM pg_sleep(0.3);	-- the scenario: longer than the role's timeouts
 END $$;
 SELECT tasksched.register_action('look', 'look');
 EOT
@@ -84,7 +85,8 @@ $id = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('look')});
 wait_for_status($node, $id, 'complete', 'and an ordinary role again');
 is(sql($node, 'SELECT super FROM seen'), 'off', 'and so does its task');
 
-# its own transactions may be read-only or repeatable read: ours are not
+# the role's own transactions may be read-only or repeatable read; those of tasksched
+# are not
 sql($node, q{ALTER ROLE nologin SET default_transaction_read_only = on;
 	ALTER ROLE nologin SET default_transaction_isolation = 'repeatable read'});
 $id = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('nap', params => '{"s": 0}')});
@@ -95,7 +97,7 @@ is(field_of($node, $id, q{error_details ->> 'sqlstate'}), '25006', 'as the setti
 sql($node,
 	q{ALTER ROLE nologin RESET default_transaction_read_only; ALTER ROLE nologin RESET default_transaction_isolation});
 
-# a role that may not connect, and one that has gone
+# a role that may not connect, and one that has been dropped
 sql($node, q{REVOKE CONNECT ON DATABASE postgres FROM PUBLIC});
 my $blocked = sql($node, q{SET ROLE nologin; SELECT tasksched.schedule_task('note')});
 $id = schedule($node, q{'note'});
@@ -118,7 +120,7 @@ $node->append_conf('postgresql.conf', "tasksched.enabled = on\ntasksched.worker_
 $node->reload;
 wait_for_status($node, $id, 'complete', 'on again: it runs');
 
-# neither does a stage go on that would at once
+# nor does a next stage start that would otherwise start at once
 sql($node, <<'EOT');
 CREATE FUNCTION proceeding(task tasksched.task) RETURNS tasksched.outcome LANGUAGE plpgsql AS $$
 BEGIN
@@ -148,7 +150,7 @@ $node->append_conf('postgresql.conf', "tasksched.worker_idle_timeout = '1min'\nt
 $node->reload;
 wait_value($node, 'SELECT max_running FROM tasksched.status', 2, 'max_running_tasks = 2');
 
-# a task that has found an idle worker keeps it, though another role needs room
+# a task that has been given an idle worker keeps it, even if another role needs room
 @ids = map { schedule($node, q{'hold', 'pair'}) } 1 .. 2;
 wait_for_running($node, \@ids, 'two workers');
 open_gate($node, 'pair');
@@ -175,7 +177,7 @@ wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'li
 	'all complete');
 
 # ---------------------------------------------------------------------------
-# An idle scheduler goes, and comes back for a commit and for a due time
+# An idle scheduler exits, and is started again for a commit and for a due time
 # ---------------------------------------------------------------------------
 $node->append_conf('postgresql.conf', "tasksched.scheduler_idle_timeout = 1\ntasksched.worker_idle_timeout = 100ms\n");
 $node->reload;
@@ -186,7 +188,7 @@ wait_for_status($node, $id, 'complete', 'it comes back for a commit');
 wait_for_status($node, $later, 'complete', 'and for a due time');
 is(field_of($node, $later, q{started_at >= run_at AND started_at < run_at + interval '1 s'}), 't', 'which is met');
 
-# a reload starts none
+# a reload starts no scheduler
 wait_value($node,
 	"SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('tasksched worker', 'tasksched scheduler')", 0,
 	'all have gone');
@@ -201,7 +203,7 @@ $node->stop;
 check_log($node);
 
 # ---------------------------------------------------------------------------
-# Hardly any worker slots, and more databases than slots
+# Very few worker slots, and more databases than slots
 # ---------------------------------------------------------------------------
 my $small = new_node('small', conf => "max_worker_processes = 4\n");
 my @dbs = map { "db$_" } 1 .. 8;

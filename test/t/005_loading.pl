@@ -1,4 +1,4 @@
-# Without the library preloaded, and with another version of it.
+# The library is not preloaded, or has another version than the extension.
 
 use strict;
 use warnings;
@@ -28,7 +28,7 @@ $node->restart;
 wait_for_status($node, $id, 'complete', 'preloaded, it runs');
 
 # ---------------------------------------------------------------------------
-# Beside another library that looks at all statements, before and after it
+# Together with another library that sees all statements, loaded before or after it
 # ---------------------------------------------------------------------------
 SKIP:
 {
@@ -53,7 +53,7 @@ SKIP:
 }
 
 # ---------------------------------------------------------------------------
-# A library and an extension that do not fit
+# A library and an extension whose versions do not match
 # ---------------------------------------------------------------------------
 sql($node, q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'tasksched'});
 my $stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000',

@@ -1,5 +1,5 @@
-# When tasks start and stop: due times, wake-ups that no commit of a session
-# gives, an idle scheduler, and cancel.
+# When tasks start and stop: due times, wake-ups that do not come from the commit
+# of a session, an idle scheduler, and cancel_task.
 
 use strict;
 use warnings;
@@ -13,8 +13,8 @@ my $node = new_node('wakeup', conf => "max_prepared_transactions = 5\ntasksched.
 my $id;
 
 # ---------------------------------------------------------------------------
-# A claim reads what it claims, not the whole queue, also by plans that were made
-# while it was empty
+# A claim reads only what it claims, not the whole queue, even with plans that were
+# made while the queue was empty
 # ---------------------------------------------------------------------------
 $id = schedule($node, q{'nap', params => '{"s": 0}'});
 wait_for_status($node, $id, 'complete', 'a first task');
@@ -35,7 +35,7 @@ foreach my $one (@ids)
 	is(field_of($node, $one, q{started_at >= run_at AND started_at < run_at + interval '1 s'}),
 		't', 'neither before nor long after');
 }
-# those that come along with one that is due at once
+# tasks that are scheduled together with one that is due at once
 @ids = split /\n/,
   sql($node, q{SELECT tasksched.schedule_task('note', delay => d) FROM unnest('{0 s,0.8 s,1.5 s}'::interval[]) d});
 foreach my $one (@ids)
@@ -57,7 +57,7 @@ sql($node, "SELECT tasksched.update_task('$tomorrow', run_at => now())");
 wait_for_status($node, $tomorrow, 'complete', 'but an earlier due time does');
 
 # ---------------------------------------------------------------------------
-# A warm worker stays if other roles change
+# A warm worker stays when other roles change
 # ---------------------------------------------------------------------------
 wait_for_status($node, schedule($node, q{'note'}), 'complete', 'there is a worker');
 my $moment = sql($node, 'SELECT clock_timestamp()');
@@ -82,7 +82,7 @@ sql($node, 'SELECT pg_sleep(2) /* the time that is looked at */');
 is(sql($node, $scans), $before, 'and reads nothing');
 
 # ---------------------------------------------------------------------------
-# What no commit tells of, the scan finds
+# The scan finds what no commit announces
 # ---------------------------------------------------------------------------
 $node->append_conf('postgresql.conf', "tasksched.reconcile_interval = '1s'\n");
 $node->reload;
@@ -104,7 +104,7 @@ is(scalar(@warnings), 1, 'it was warned of once');
 open_gate($node, 'stuck');
 wait_for_status($node, $stuck, 'complete', 'it completes');
 
-# retention, of the cancelled as well
+# retention applies to cancelled tasks as well
 $node->append_conf('postgresql.conf', "tasksched.keep_finished_tasks = '1s'\n");
 $node->reload;
 wait_value($node, 'SELECT count(*) FROM tasksched.finished', 0,
@@ -121,7 +121,7 @@ BEGIN
 	PERFORM tasksched.update_task(task.id, result => '"under way"');
 	LOOP
 		BEGIN
-			PERFORM pg_sleep(1000);	-- the action hangs: the scenario
+			PERFORM pg_sleep(1000);	-- the scenario: the action hangs
 		EXCEPTION WHEN query_canceled THEN
 			NULL;
 		END;
@@ -144,8 +144,9 @@ process_gone($worker);
 pass('it was interrupted again and at last terminated');
 is(field_of($node, $id, 'status, crashes, launch'), 'cancelled|0|1', 'and stays cancelled');
 
-# A locked row holds up nobody, and is found when the lock goes: at the end of a
-# prepared transaction, and at the abort of a subtransaction whose session goes on
+# A locked row holds up no other task.  It is found when the lock is released: at the
+# end of a prepared transaction, and at the abort of a subtransaction whose session
+# goes on.
 $node->append_conf('postgresql.conf', "tasksched.reconcile_interval = '10min'\n");
 $node->reload;
 sql($node, <<'EOT');
@@ -193,7 +194,7 @@ sql($node, q{ROLLBACK PREPARED 'p3'});
 wait_for_status($node, $locked, 'complete', 'and runs when the prepared cancel is rolled back');
 
 # ---------------------------------------------------------------------------
-# An error of the scheduler that stays: no commit makes a hot loop of it
+# A persistent error in the scheduler: commits do not turn it into a hot loop
 # ---------------------------------------------------------------------------
 sql($node, 'ALTER TABLE tasksched.tasks RENAME started_at TO renamed');	# claims fail
 $position = log_position($node);

@@ -3,11 +3,12 @@
 #	TERM		gets SIGTERM, and goes on
 #	ERROR		does not stop, but raises an error
 #	KILL		gets SIGKILL
-#	immediate	is there during an immediate shutdown of the server
-#	postmaster	is there as the postmaster gets SIGKILL
-# while three innocent tasks run beside.  Afterwards the task has finished, has
-# counted what it should, and has left its rows exactly once; the others run.
-# Since the limit is four tasks, a slot that is lost stops the next cycle.
+#	immediate	is stopped there during an immediate shutdown of the server
+#	postmaster	is stopped there when the postmaster gets SIGKILL
+# while three innocent tasks, the neighbours, run as well.  Afterwards the task has
+# finished, its counters are as they should be, and it has left its rows exactly
+# once; the neighbours still run.  The limit is four tasks, so a slot that is lost
+# stops the next cycle.
 
 use strict;
 use warnings;
@@ -21,14 +22,15 @@ use Time::HiRes qw(time);
 
 my @faults = qw(TERM ERROR KILL immediate postmaster);
 
-# Each step: the point, the action of the task, and what becomes of the task at
-# each of the faults: its launches, crashes and rows, or the like for all of
-# them.  It completes, unless that begins with "failed".  "First again" says that
-# a later launch was told to be the first one; a bar separates what may happen.
+# Each step has the point, the action of the task, and the result for each of the
+# faults, or one result for all of them.  A result gives the task's launches, crashes
+# and rows.  The task completes, unless the result begins with "failed".  "First
+# again" means that a later launch was told that it is the first one.  A bar
+# separates alternatives.
 # Options:
 #	lost		the claim is not flushed
-#	before		a fault before this one: the worker ends at its point in the
-#				action, and the scheduler stops at this one when it clears up
+#	before		an earlier fault, which ends the worker in the action; the scheduler
+#				then stops at the point of this step while it clears up
 my @steps = (
 	[ 'launcher round', 'once', '1 0 1' ],
 	[ 'tasks reaped', 'once', '1 0 1' ],
@@ -56,7 +58,7 @@ my @steps = (
 	[ 'outcome written', 'with_commit', [ '2 0 2', '2 0 2', '2 1 2', '2 0 2', '1 0 2' ] ],
 	[ 'in action', 'with_commit', [ '2 0 2', 'failed 1 0 1', '2 1 2', '2 0 2', '1 0 2' ] ],
 
-	# what clears up after a worker that is gone
+	# the cleanup after a worker that is gone
 	[ 'task put back', 'once', '2 0 1', before => 'TERM' ],
 	[ 'task put back', 'once', '2 1 1', before => 'KILL' ],
 	[ 'task put back', 'once', [ undef, ('2 1 1 first again') x 2 ], before => 'KILL', lost => 1 ],
@@ -118,11 +120,11 @@ FROM unnest('{once,failing,staged,with_commit}'::text[]) a;
 EOT
 
 my $killed = 0;
-my $launch = 1;	# of the neighbours: one more after each restart of the server
+my $launch = 1;	# the neighbours' launch: one more after each restart of the server
 my @neighbours = split /\n/,
   sql($node, q{SELECT tasksched.schedule_tasks('hold', array_fill(NULL::jsonb, '{3}'), resource_id => 'gate')});
 
-# Only the neighbours run, each in this launch
+# SQL that is true if only the neighbours run, each in this launch
 sub neighbours_run
 {
 	return sprintf(qq{(SELECT count(*) = 3 AND bool_and(state = 'running' AND action = 'hold' AND launch = %d)
@@ -130,7 +132,8 @@ sub neighbours_run
 		$launch);
 }
 
-# The process that stops at a point.  Claims made before are flushed, or not.
+# Wait for a process that stops at a point; returns its pid.  Flushes earlier claims
+# if asked to.
 sub wait_for_stop
 {
 	my ($point, $flush) = @_;
@@ -140,7 +143,7 @@ sub wait_for_stop
 		"SELECT fault_pid('$point')" . ($flush ? " FROM pg_logical_emit_message(true, 'test', 'flush')" : ''));
 }
 
-# The rest of the fault, with a process that stands at the point
+# The rest of the fault, for the process that is stopped at the point
 sub inject
 {
 	my ($fault, $point, $pid) = @_;
@@ -242,8 +245,8 @@ foreach my $step (@steps)
 }
 
 # ---------------------------------------------------------------------------
-# More fast restarts than max_crashes; and a scheduler that is terminated again
-# and again is there again each time after a second
+# More fast restarts than max_crashes.  And a scheduler that is terminated again and
+# again is started again after a second each time.
 # ---------------------------------------------------------------------------
 foreach my $n (1 .. 4)
 {
@@ -259,11 +262,11 @@ foreach my $n (1 .. 7)
 	wait_for_status($node, $task, 'complete', "scheduler $n works");
 	signal_process('TERM', scheduler_pid($node));
 }
-# with delays that double it would take 127 s
+# with delays that double, this would take 127 s
 cmp_ok(time - $start, '<', 60, 'schedulers are started again at once');
 
 # ---------------------------------------------------------------------------
-# Somebody locks tasks' rows before the scheduler can resume them after a crash
+# A session locks the rows of tasks before the scheduler can resume them after a crash
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE FUNCTION wait_for_scan() RETURNS void LANGUAGE plpgsql AS $$
@@ -294,8 +297,8 @@ is(field_of($node, $locked, 'launch, crashes, attempt'), '2|1|1', 'and its crash
 wait_until($node, 'SELECT ' . neighbours_run(), 'the neighbours run, the locked one too');
 
 # ---------------------------------------------------------------------------
-# The workers of a role fail to start, again and again: its task waits, and it can
-# be read why; the tasks of others run
+# The workers of a role fail to start, again and again: its task waits,
+# blocked_tasks gives the reason, and the tasks of other roles run
 # ---------------------------------------------------------------------------
 sql($node, q{CREATE ROLE unlucky; SELECT tasksched.grant_usage('unlucky')});
 my $position = log_position($node);
@@ -313,8 +316,9 @@ is(field_of($node, $unlucky, 'launch, attempt, crashes'), '1|1|0', 'in its first
 is(sql($node, 'SELECT count(*) FROM tasksched.blocked_tasks'), 0, 'nothing is held up any more');
 
 # ---------------------------------------------------------------------------
-# A task is cancelled, or deleted by a superuser, and no interrupt comes, since the
-# scheduler stands: the action's next commit finds out, also one of a procedure's
+# A task is cancelled, or deleted by a superuser, while the scheduler is stopped, so
+# no interrupt arrives: the action's next commit finds out, including a COMMIT inside
+# a procedure
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE PROCEDURE with_commits(task tasksched.task, first_launch boolean)
@@ -360,9 +364,9 @@ foreach my $case (
 }
 
 # ---------------------------------------------------------------------------
-# Something happens to a task that is on its way to its action: it is cancelled or
-# deleted, its owner becomes a superuser, its function is dropped, its database is
-# renamed
+# Something happens between the claim of a task and the call of its action: the task
+# is cancelled or deleted, its owner becomes a superuser, its function is dropped, its
+# database is renamed
 # ---------------------------------------------------------------------------
 foreach my $case ([ 'task taken', $cancel, 'cancelled|1' ], [ 'task taken', $delete, '' ],
 	[ 'task read', $cancel, 'cancelled|1' ])
@@ -372,7 +376,7 @@ foreach my $case ([ 'task taken', $cancel, 'cancelled|1' ], [ 'task taken', $del
 
 	my $task = sql($node, "SELECT tasksched.schedule_task('once') FROM fault_arm('$point', 'stop')");
 	wait_for_stop($point);
-	# the scheduler has looked when it gets there
+	# a scheduler that stops at this point has looked for changes
 	sql($node, q{SELECT fault_arm('tasks reaped', 'stop')});
 	sql($node, sprintf($how, $task) . '; SELECT tasksched.resume_scheduler()');
 	wait_for_stop('tasks reaped');
@@ -424,7 +428,7 @@ wait_for_status($node, $moving, 'complete', 'its database is renamed: the task r
 is(field_of($node, $moving, 'launch, attempt', 'moved'), '1|1', 'in its first launch');
 
 # ---------------------------------------------------------------------------
-# The neighbours have seen all that, and have counted nothing
+# The neighbours have lived through all of that, and nothing is counted for them
 # ---------------------------------------------------------------------------
 open_gate($node, 'gate');
 wait_value($node, "SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'gate' AND status = 'complete'",

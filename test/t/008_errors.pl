@@ -1,6 +1,6 @@
-# Errors everywhere, and what an action leaves in its session: the task fails as
-# it should, the worker lives, and the next task in it sees nothing of the one
-# before.
+# Errors of all kinds, and what an action leaves in its session.  The task fails as
+# it should, the worker survives, and the next task in that worker sees nothing of
+# the one before.
 
 use strict;
 use warnings;
@@ -12,7 +12,8 @@ use TaskschedSession;
 use TaskschedTest;
 use Test::More;
 
-# one worker at a time, which stays, so that one task follows on the other in it
+# one worker at a time, which does not exit when idle, so that all tasks run in it,
+# one after the other
 my $node = new_node('errors', conf => <<'EOT');
 wal_level = logical
 tasksched.max_running_tasks = 1
@@ -20,7 +21,8 @@ tasksched.worker_idle_timeout = '1h'
 EOT
 my $wait = ($ENV{PG_TEST_TIMEOUT_DEFAULT} || 180) . ' s';
 
-# What run_sql came to, as "status|sqlstate", and the id of its task
+# outcome() runs SQL in a task and returns "status|sqlstate"; $last is the id of the
+# task
 my $last;
 
 my $super = sql($node, 'SELECT current_user');
@@ -39,7 +41,7 @@ EOT
 # The process that ran the last task
 sub pid_of_last { return sql($node, "SELECT pid FROM runs WHERE id = '$last'", $_[0]); }
 
-# The same worker runs another task, and all is well in it
+# The same worker runs another task, and its session is clean
 sub next_is_fine
 {
 	my ($pid, $name, %opt) = @_;
@@ -82,7 +84,7 @@ EXCEPTION WHEN object_not_in_prerequisite_state THEN
 END $$;
 CREATE FUNCTION wait_for_gate(text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-	-- sees the gate under any isolation level
+	-- sees the gate at any isolation level
 	PERFORM pg_advisory_xact_lock_shared(hashtext($1));
 END $$;
 EOT
@@ -120,7 +122,7 @@ is(sql($node, 'SELECT count(*) FROM seen'), 0, 'its effects are rolled back');
 is(outcome(q{DO $$ BEGIN PERFORM 1/0; EXCEPTION WHEN OTHERS THEN NULL; END $$}),
 	'complete|', 'an error that is caught is none');
 
-# a message of a megabyte, and one beyond any measure
+# a message of a megabyte, and one that is far too large
 fails_with($pid,
 	q{DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('m', 1200000), DETAIL = repeat('d', 600000); END $$},
 	'P0001', 'a long message');
@@ -159,7 +161,8 @@ $session->query('BEGIN; LOCK TABLE parents');
 fails_with($pid, q{SET lock_timeout = '50ms'; LOCK TABLE parents}, '55P03', 'lock_timeout');
 $session->query('ROLLBACK');
 
-# A deadlock between an action and update_task.  The action comes last, and looks for it.
+# A deadlock between an action and update_task.  The action is the last one to wait, so
+# it detects the deadlock.
 my $gate = TaskschedSession->new($node);
 $gate->query(q{SELECT pg_advisory_lock(hashtext('far'))});
 my $far = schedule($node, q{'note', delay => '1 day'});
@@ -179,8 +182,8 @@ $session->end;
 is(field_of($node, $far, 'result') . sql($node, 'SELECT n FROM stock WHERE item = 1'), '12', 'and the other goes on');
 next_is_fine($pid, 'a deadlock');
 
-# A session that cancels a task and then waits for what its action holds: the
-# worker finds the deadlock when it stores the outcome
+# A session cancels a task and then waits for a row that the task's action has locked:
+# the worker detects the deadlock when it stores the outcome
 $gate->query(q{SELECT pg_advisory_lock(hashtext('deadlock'))});
 $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
 	q{UPDATE stock SET n = 3 WHERE item = 1; SELECT pg_advisory_lock(7); SELECT wait_for_gate('deadlock')}));
@@ -197,7 +200,7 @@ wait_for_status($node, $id, 'cancelled', 'a deadlock of the final update: the ca
 is(sql($node, 'SELECT n FROM stock WHERE item = 1'), '4', 'and the effects are those of its session');
 next_is_fine($pid, 'a deadlock of the final update');
 
-# serialization failures: in a statement, and at the commit
+# serialization failures, in a statement and at the commit
 foreach my $case (
 	[   'repeatable read',
 		'UPDATE stock SET n = n + 1 WHERE item = 2',
@@ -223,7 +226,7 @@ foreach my $case (
 }
 
 # ---------------------------------------------------------------------------
-# Roles with settings for their transactions
+# Roles with settings for transactions
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE PROCEDURE stages(task tasksched.task, INOUT outcome tasksched.outcome) LANGUAGE plpgsql AS $$
@@ -260,8 +263,8 @@ foreach my $settings (
 }
 sql($node, 'ALTER ROLE other RESET ALL');
 
-# A task that has gone on for so long that its launches can't be counted any
-# further: at a claim, and at a stage
+# A task that has been launched so often that the counter is at its maximum: at a
+# claim, and at a stage
 sql($node, <<'EOT');
 CREATE FUNCTION go_on(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE sql AS $$
 	SELECT CASE WHEN first_launch THEN tasksched.proceed() ELSE tasksched.complete() END
@@ -279,7 +282,8 @@ foreach my $case ([ 2147483647, 2 ], [ 2147483646, 1 ])
 	is(field_of($node, $id, 'launch, attempt, setbacks'), "$after|1|0", 'the count has begun anew');
 }
 
-# An action that leaves such settings: the reset between two tasks waits for nobody
+# An action leaves such transaction settings behind: the reset between two tasks does
+# not wait for other transactions
 is(outcome('SELECT 1'), 'complete|', 'back to the first role');
 $pid = pid_of_last();
 $session->query('BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO seen SELECT count(*) FROM seen');
@@ -289,7 +293,7 @@ next_is_fine($pid, 'while a serializable transaction is open');
 $session->query('ROLLBACK');
 
 # ---------------------------------------------------------------------------
-# pg_cancel_backend that the action catches
+# pg_cancel_backend, which the action catches
 # ---------------------------------------------------------------------------
 $id = schedule($node, sprintf(q{'run_sql', params => jsonb_build_object('sql', $s$%s$s$)},
 	'DO $$ BEGIN PERFORM pg_sleep(1000); EXCEPTION WHEN query_canceled THEN NULL; END $$ /* polls */'));
@@ -302,7 +306,8 @@ next_is_fine($pid, 'a cancel that was caught');
 # ---------------------------------------------------------------------------
 # What an action leaves behind
 # ---------------------------------------------------------------------------
-# Name, what an action does, what the next looks at, what the two of them see
+# Name, what one action does, the expression that it and the next one evaluate, and
+# what each of them sees
 my @leftovers = (
 	[ 'a cursor WITH HOLD', 'DECLARE c CURSOR WITH HOLD FOR SELECT 1',
 		'(SELECT count(*) FROM pg_cursors WHERE is_holdable)', 1, 0 ],
@@ -356,7 +361,7 @@ foreach (1 .. 2)
 is(pid_of_last(), $pid, 'setseed(): in the same worker');
 is(sql($node, 'SELECT count(DISTINCT what) FROM seen'), 2, 'which sees nothing of the seed');
 
-# settings that a procedure has committed before it fails
+# settings that a procedure commits before it fails
 sql($node, <<'EOT');
 CREATE PROCEDURE leave_and_fail() LANGUAGE plpgsql AS $$
 BEGIN
@@ -383,7 +388,7 @@ is(sql($node, 'SELECT what FROM seen'),
 	'4MB"$user", public0true' . $super . '0', 'and sees nothing of what it had committed');
 is(pid_of_last(), $pid, 'in the same worker');
 
-# an error inside of logical decoding: the slot is let go
+# an error inside logical decoding: the slot is released
 sql($node, q{SELECT pg_create_logical_replication_slot('decoded', 'pgoutput')});
 is(outcome(q{SELECT pg_logical_slot_get_changes('decoded', NULL, NULL)}) =~ /^failed/,
 	1, 'an error in logical decoding');
@@ -487,8 +492,8 @@ EOT
 	is(sql($node, 'SELECT count(*) FROM seen'), 0, 'nothing is left of it');
 	is(pid_of_last(), $pid, 'all in the same worker');
 
-	# storing the checkpoint of a COMMIT fails; the procedure catches that, and fails
-	# for another reason
+	# storing the checkpoint of a COMMIT fails; the procedure catches that error, and then
+	# fails for another reason
 	sql($node, <<"EOT");
 CREATE FUNCTION fault_arm(point text, action text) RETURNS void AS 'tasksched', 'tasksched_fault_arm' LANGUAGE C STRICT;
 CREATE PROCEDURE commit_anyhow() LANGUAGE c AS '$name.so';
@@ -506,7 +511,8 @@ EOT
 	is(sql($node, 'SELECT count(*) FROM seen'), 0, 'and nothing is left of it');
 	next_is_fine($pid, 'an error that was caught in a COMMIT');
 
-	# an error of ours that is raised again in other words remains ours
+	# an error of tasksched that is raised again with another message still counts as one
+	# of tasksched
 	sql($node, <<"EOT");
 CREATE PROCEDURE commit_reworded() LANGUAGE c AS '$name.so';
 CREATE PROCEDURE reworded() LANGUAGE plpgsql AS 'BEGIN CALL public.commit_reworded(); END';
@@ -521,7 +527,7 @@ EOT
 }
 
 # ---------------------------------------------------------------------------
-# What can't be reset: a fresh process
+# What can't be reset requires a new process
 # ---------------------------------------------------------------------------
 my %available = map { $_ => 1 } split /\n/, sql($node, 'SELECT name FROM pg_available_extensions');
 
@@ -617,7 +623,7 @@ foreach my $action ('staging', 'checkpoints')
 	cmp_ok(field_of($node, $id, 'result'), '<', 8_000_000, "$action: takes a few megabytes of memory");
 }
 
-# what a procedure returns after a COMMIT, however large, belongs to no transaction
+# what a procedure returns after a COMMIT belongs to no transaction, however large it is
 sql($node, <<'EOT');
 CREATE PROCEDURE commit_and_return(INOUT result jsonb) LANGUAGE plpgsql AS $$
 BEGIN
@@ -665,9 +671,9 @@ is(pid_of_last(), $pid, 'are all of one worker');
 cmp_ok($after, '<', $before + 500_000, 'which does not grow by them');
 
 # ---------------------------------------------------------------------------
-# No memory, and no room for the tables.  Limits of the processes, which can be
-# set and lifted from outside, stand in for a full machine: a file that may not
-# grow any more gives the same error as a full disk.
+# No memory, and no room for the tables.  Limits of the processes, which can be set
+# and lifted from outside, simulate a machine that is full: a file that may not grow
+# any more gives the same error as a full disk.
 # ---------------------------------------------------------------------------
 SKIP:
 {
@@ -709,7 +715,7 @@ EOT
 	my $position = log_position($node);
 
 	limit($_, 'fsize', $full) foreach @processes;
-	# the server knows a full disk, and gives the limit no SQLSTATE from 17 on
+	# the server has an SQLSTATE for a full disk; for the limit it has none from 17 on
 	my (undef, $no_room) = try_sql($node,
 		q{SELECT tasksched.schedule_task('note', params => to_jsonb(repeat('x', 30000000)))});
 	like($no_room, qr/ERROR:  53100:|ERROR:  XX000: could not extend file .*: File too large/,
@@ -726,9 +732,10 @@ EOT
 		'30000002|1|0', 'with its result, and no attempt or crash counted');
 	is(sql($node, "SELECT count(*) FROM runs WHERE id = '$id'"), 1, 'and its effects once');
 
-	# After what limits the size of files, since the server's log gets long: errors,
-	# of which some are too long for the action, some only for the log, and some
-	# for our own statements, after which the task is launched again.
+	# This comes after the limit on the size of files, since it makes the server's log
+	# long.  Some of these errors are too long for the action, some only for the log,
+	# and some for tasksched's own statements.  In that last case the task is launched
+	# again.
 	my $limited = 0;
 	for (my $length = 1_000_000; $kilobytes < 1_000_000_000 && $length < 5_000_000; $length += 500_000)
 	{

@@ -1,6 +1,6 @@
-# Locks of others: transactions that stay open, locked tables, pg_dump, rebuilt
-# tables and indexes, old snapshots.  Only what they touch waits, and it goes on
-# when they end.
+# Locks of other sessions: transactions that stay open, locked tables, pg_dump,
+# rebuilt tables and indexes, old snapshots.  Only what they touch waits, and it
+# goes on when they end.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use TaskschedTest;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-# no scan helps for as long as this test takes
+# no scan comes for as long as this test takes
 my $node = new_node('locks', conf => "tasksched.reconcile_interval = '1h'\ntasksched.worker_idle_timeout = '1h'\n");
 my $idle = TaskschedSession->new($node);
 my $id;
@@ -38,7 +38,7 @@ sub waits_for
 	return;
 }
 
-# What a task of hold() has left
+# How many rows the task has left
 sub effects { return sql($node, "SELECT count(*) FROM runs WHERE id = '$_[0]'"); }
 
 # ---------------------------------------------------------------------------
@@ -59,7 +59,7 @@ foreach my $name (sort keys %changes)
 		$id = schedule($node, q{'note', delay => '1 day'});
 		is($idle->query('BEGIN; SAVEPOINT s; SELECT ' . sprintf($call, $id)),
 			't', "$name, and the transaction stays open");
-		# now it is due; the first update waits, the second does not
+		# make it due: the first update_task waits, the second does not
 		my $waiter = TaskschedSession->new($node);
 		$waiter->begin("SELECT tasksched.update_task('$id', run_at => now())");
 		waits_for($waiter->pid, $idle->pid, "$name: whoever touches the same task waits");
@@ -84,7 +84,7 @@ foreach my $name (sort keys %changes)
 		$idle->query('ROLLBACK') if $end eq 'ROLLBACK TO s';
 	}
 
-	# due while the row is locked: the end of the transaction makes it run
+	# the task becomes due while its row is locked: the end of the transaction makes it run
 	$id = schedule($node, q{'note', delay => '0.7 s'});
 	$idle->query('BEGIN; SELECT ' . sprintf($call, $id));
 	wait_until($node,
@@ -97,7 +97,7 @@ foreach my $name (sort keys %changes)
 	is(field_of($node, $id, 'launch, attempt'), '1|1', "$name: once");
 }
 
-# ... or has scheduled one, or retried one
+# ... or after it has scheduled or retried one
 foreach my $end ('ROLLBACK', 'COMMIT')
 {
 	$id = $idle->query(q{BEGIN; SELECT tasksched.schedule_task('note')});
@@ -123,7 +123,7 @@ others_run('pause_scheduler and register_action');
 $idle->query('ROLLBACK');
 
 # ---------------------------------------------------------------------------
-# ... or has cancelled one that runs: its worker waits when it is done
+# ... or after it has cancelled one that runs: the worker waits when the action ends
 # ---------------------------------------------------------------------------
 foreach my $end ('ROLLBACK', 'COMMIT', 'worker')
 {
@@ -158,7 +158,7 @@ foreach my $end ('ROLLBACK', 'COMMIT', 'worker')
 	is(effects($id), $end eq 'COMMIT' ? 0 : 1, 'its effects are as its outcome');
 }
 
-# an action's own lock_timeout is not meant for the wait
+# an action's own lock_timeout does not apply to that wait
 sql($node, <<'EOT');
 CREATE FUNCTION impatient(task tasksched.task, first_launch boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -170,7 +170,7 @@ BEGIN
 	PERFORM public.hold(task, first_launch);
 	SET lock_timeout = '10ms';
 	COMMIT;
-	PERFORM pg_sleep(0.01);	-- in the action: it looks for interrupts
+	PERFORM pg_sleep(0.01);	-- in the action: checks for interrupts
 END $$;
 SELECT tasksched.register_action(a, 'public.' || a) FROM unnest('{impatient,impatient_too}'::text[]) a;
 EOT
@@ -209,7 +209,8 @@ is($idle->query('SELECT count(*) FROM tasksched.tasks'), $known, 'the snapshot s
 is($idle->query("SELECT status FROM tasksched.wait_for_task('$id')"), 'cancelled', 'but wait_for_task does');
 $idle->query('COMMIT');
 
-# serializable transactions of several workers: what is ours does not conflict
+# serializable transactions in several workers: tasksched's own statements cause no
+# conflicts
 sql($node, <<'EOT');
 CREATE ROLE serial;
 SELECT tasksched.grant_usage('serial');
@@ -230,7 +231,7 @@ wait_value($node,
 is(sql($node, q{SELECT DISTINCT status, launch, error FROM tasksched.tasks WHERE action = 'stages'}),
 	'complete|5|', 'none fails by a conflict with another');
 
-# a dump that has to wait for somebody else
+# a dump that has to wait for another session
 sql($node, 'CREATE TABLE zzz ()');
 $idle->query('BEGIN; LOCK TABLE zzz');
 my ($dump, $dump_errors) = ('', '');
@@ -269,7 +270,7 @@ foreach my $statement (
 	$idle->query("BEGIN; $statement");
 	my $waits = $statement !~ /registered_actions/;
 
-	# the tables may be locked, so look at the processes alone
+	# the tables may be locked, so look only at the processes
 	open_gate($node, $name);
 	waits_for($pid, $idle->pid, "$statement: its worker waits to store the outcome") if $waits;
 	my $caller = TaskschedSession->new($node);
@@ -282,7 +283,7 @@ foreach my $statement (
 
 	if ($statement eq 'LOCK TABLE tasksched.tasks')
 	{
-		# the scheduler waits as well, and can be ended, and disabled
+		# the scheduler waits as well, and can be terminated and disabled
 		my $scheduler = scheduler_pid($node, 'postgres');
 
 		$node->append_conf('postgresql.conf', "tasksched.enabled = off\n");
@@ -296,8 +297,8 @@ foreach my $statement (
 		waits_for(scheduler_pid($node, 'postgres'), $idle->pid, 'and waits again');
 		$node->append_conf('postgresql.conf', "tasksched.enabled = on\n");
 		$node->reload;
-		# the scheduler hears of it while it waits: it must not forget
-		usleep(300_000);	# for the signal; polls nothing
+		# the scheduler gets the signal of the reload while it waits: it must not forget it
+		usleep(300_000);	# time for the signal to arrive; polls nothing
 	}
 	$idle->query($gate % 2 ? 'ROLLBACK' : 'COMMIT');
 	my $scheduled = $caller->end;
@@ -307,7 +308,7 @@ foreach my $statement (
 	wait_for_status($node, $scheduled, 'complete', "$statement: and so does the other");
 }
 
-# a running action is in nobody's way
+# a running action blocks no other session
 $id = schedule($node, q{'hold', 'full'});
 wait_for_running($node, $id, 'a task runs');
 sql($node, "VACUUM FULL tasksched.$_; REINDEX TABLE tasksched.$_; CLUSTER tasksched.$_ USING ${_}_pkey")
@@ -318,7 +319,7 @@ wait_for_status($node, $id, 'complete', 'VACUUM FULL and REINDEX while it runs')
 is(field_of($node, $id, 'launch, setbacks'), '1|0', 'do not disturb it');
 
 # ---------------------------------------------------------------------------
-# Shutdown while all of them wait
+# Shutdown while the worker and the scheduler wait
 # ---------------------------------------------------------------------------
 $id = schedule($node, q{'hold', 'shutdown'});
 wait_for_running($node, $id, 'a task runs');

@@ -1,6 +1,6 @@
-# Commands that need a database to themselves: with our processes idle there they
-# succeed as if we were not, with a task that runs there they fail as for any
-# session, and say which task it is.
+# Commands that need a database to themselves.  While tasksched's processes are idle
+# there, the commands succeed as if there were none.  While a task runs there, they
+# fail as they do for any session, and name the task.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes 'time';
 
-# few slots, to see that none is lost
+# few slots, so that a lost one shows
 my $node = new_node('databases', extension => 0, conf => <<'EOT');
 max_worker_processes = 8
 tasksched.max_running_tasks = 4
@@ -48,7 +48,7 @@ sub be_idle
 	return;
 }
 
-# A command meanwhile, and what is said on its stderr
+# A command that runs in the background, and its stderr
 sub start_command
 {
 	my ($user, $sql) = @_;
@@ -67,8 +67,8 @@ sub errors_of
 	return $command->{err};
 }
 
-# A command that must succeed, at once if it is one of several: 5 s is how long the
-# server waits for a session that does not go
+# Commands that must succeed.  At least one of them must do so at once: 5 s is how long
+# the server waits for a session that does not exit.
 sub at_once
 {
 	my ($user, @commands) = @_;
@@ -108,20 +108,20 @@ command_ok([ 'createdb', '-U', 'boss', '-T', 'ours', 'copy' ], 'createdb -T');
 be_idle('copy');
 command_ok([ 'dropdb', '-U', 'boss', 'copy' ], 'dropdb');
 
-# a scheduler that is just about to come does not slip in
+# a scheduler that is about to start does not get in between
 foreach my $n (1 .. 5)
 {
 	my (undef, $stderr) = try_sql($node, "CREATE DATABASE copy TEMPLATE ours;\nDROP DATABASE copy;\n", user => 'boss');
 	is($stderr, '', "a copy is dropped as soon as it is made ($n)");
 }
 
-# a copy of the database that one is connected to
+# a copy of the database that the session is connected to
 be_idle('ours');
 (undef, my $refused) = try_sql($node, 'CREATE DATABASE copy TEMPLATE ours', db => 'ours', user => 'boss');
 is($refused, '', 'a copy is made from within');
 sql($node, 'DROP DATABASE copy');
 
-# the template that nobody names
+# the default template
 sql($node, 'CREATE EXTENSION tasksched', 'template1');
 scheduler_pid($node, 'template1');
 sql($node, 'CREATE DATABASE plain');
@@ -130,7 +130,7 @@ sql($node, 'DROP DATABASE plain');
 sql($node, 'DROP EXTENSION tasksched', 'template1');
 
 # ---------------------------------------------------------------------------
-# What is not done leaves the scheduler running, or lets it come back
+# A command that fails leaves the scheduler running, or lets it start again
 # ---------------------------------------------------------------------------
 be_idle('ours');
 my $before = ours_in('ours');
@@ -194,7 +194,7 @@ be_idle('ours');
 is(worker_pid($node, $held, 'ours'), $pid, 'the task runs on, beside others');
 open_gate($node, 'gate', 'base');
 
-# as for any session, it is enough that it ends in time
+# as for any session, it is enough that the task ends in time
 my $rename = start_command('boss', 'ALTER DATABASE ours RENAME TO renamed');
 wait_value($node, q{SELECT count(*) FROM pg_locks
 	WHERE locktype = 'object' AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock' AND granted},
@@ -204,7 +204,7 @@ is(errors_of($rename), '', 'it goes on when the task has ended');
 is(field_of($node, $held, q{status, error_details ->> 'sqlstate'}, 'renamed'), 'failed|57014', 'which was cancelled');
 be_idle('renamed');
 
-# FORCE: with the rights that it asks for with any session
+# FORCE requires the same rights as for any session
 $held = schedule($node, q{'hold', 'force'}, 'renamed');
 wait_for_running($node, $held, 'a task of a superuser runs', 'renamed');
 $stderr = sqlstate_is($node, 'DROP DATABASE renamed WITH (FORCE)', '42501', 'an owner who is not may not end it',
@@ -218,7 +218,7 @@ wait_for_running($node, $held, 'a task of the owner runs', 'renamed');
 (undef, $stderr) = try_sql($node, 'DROP DATABASE renamed WITH (FORCE)', user => 'boss');
 is($stderr, '', 'the owner may end it');
 
-# again and again: what ran there leaves nothing behind
+# again and again: tasks that ran there leave nothing behind
 foreach my $n (1 .. 5)
 {
 	sql($node, 'CREATE DATABASE victim TEMPLATE base');
@@ -229,7 +229,7 @@ foreach my $n (1 .. 5)
 be_idle('base');
 
 # ---------------------------------------------------------------------------
-# A database that takes no connections, and one that takes hardly any
+# A database that allows no connections, and one that allows very few
 # ---------------------------------------------------------------------------
 sql($node, 'CREATE DATABASE ours TEMPLATE base');
 $held = schedule($node, q{'hold', 'closed'}, 'ours');

@@ -1,5 +1,5 @@
-# CREATE, DROP and ALTER EXTENSION, with tasks running: what begins again does so
-# as new, and an upgrade loses nothing, whichever of the library and the extension
+# CREATE, DROP and ALTER EXTENSION while tasks run.  An extension that is created
+# again starts empty.  An upgrade loses nothing, whether the library or the extension
 # comes first.
 
 use strict;
@@ -11,13 +11,13 @@ use TaskschedTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# few slots, to see that none is lost
+# few slots, so that a lost one shows
 my $node = new_node('extension', conf => <<'EOT');
 max_worker_processes = 8
 tasksched.max_running_tasks = 4
 EOT
 
-# A session that runs these commands meanwhile, and what errors it gets
+# A session that runs these commands in the background, and the errors that it gets
 sub start_session
 {
 	my $session = { err => '' };
@@ -40,7 +40,7 @@ sub errors_of
 # DROP EXTENSION and CREATE EXTENSION
 # ---------------------------------------------------------------------------
 
-# what takes our types goes with a DROP ... CASCADE
+# DROP ... CASCADE drops the functions that take tasksched's types
 my $again = 'DROP EXTENSION tasksched CASCADE; CREATE EXTENSION tasksched';
 my $register = <<'EOT';
 CREATE FUNCTION wait_for_gate(params jsonb) RETURNS void LANGUAGE plpgsql AS $$
@@ -79,7 +79,7 @@ wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complet
 is(sql($node, q{SELECT count(*) FROM ended WHERE gate <> 'last'}),
 	0, 'and what ran for an extension that was dropped has left nothing');
 
-# an action ends while DROP EXTENSION is not committed: it waits for that
+# an action ends before DROP EXTENSION is committed: it waits for that
 foreach my $end ('ROLLBACK', 'COMMIT')
 {
 	my ($id) = hold_some($end, 1);
@@ -113,7 +113,7 @@ foreach my $end ('ROLLBACK', 'COMMIT')
 	}
 }
 
-# CREATE EXTENSION that does not come to be, and in two sessions at once
+# CREATE EXTENSION that is rolled back, and in two sessions at once
 sql($node, 'BEGIN; CREATE EXTENSION tasksched; ROLLBACK');
 sql($node, 'BEGIN; SAVEPOINT s; CREATE EXTENSION tasksched; ROLLBACK TO s; COMMIT');
 wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '^tasksched (scheduler|worker)'}, 0,
@@ -142,7 +142,7 @@ my $upgrade = "tasksched--$old--$new.sql";
 my $make = 'make -s with_llvm=no PG_CONFIG=pg_config';
 my $installed = 0;
 
-# the version that is being tested comes back
+# install the tested version again
 END
 {
 	my $status = $?;
@@ -164,7 +164,7 @@ sub write_file
 	return;
 }
 
-# A newer version of everything: tasks have one more column
+# Make a newer version of everything, in which tasks have one more column
 sub make_new_version
 {
 	my $copy = PostgreSQL::Test::Utils::tempdir;
@@ -173,7 +173,7 @@ sub make_new_version
 	my $control = slurp_file("$copy/tasksched.control");
 	$control =~ s/default_version = '.*'/default_version = '$new'/ or die;
 	write_file("$copy/tasksched.control", $control);
-	# for make: of the library, extension.c alone knows the version
+	# for make: only extension.c is compiled with the version
 	utime(0, 0, "$copy/tasksched.control");
 	utime(undef, undef, "$copy/src/base/extension.c");
 
@@ -195,13 +195,13 @@ SKIP:
 	skip 'the server that is tested is not a private copy', 1 unless -w $extensions && -w $libraries && -w $tree;
 
 	my $copy = make_new_version();
-	# as the server shuts down, a task that ran may be put back, or resumed once more
+	# when the server shuts down, a task that ran may be put back, or resumed once more
 	my $columns = q{id, action, params, owner, attempt, crashes, created_at,
 		CASE WHEN action <> 'hold' THEN (status, run_at, launch)::text END};
 	my %held;
 	my %later;
 
-	# two databases: in "early" the extension comes first, in "late" the library
+	# two databases: in "early" the extension is updated first, in "late" the library
 	sql($node,
 		'DROP EXTENSION tasksched CASCADE; DROP TABLE runs, gates, ended; DROP FUNCTION nap, raising, wait_for_gate');
 	foreach my $db ('early', 'late')
@@ -222,13 +222,13 @@ EOT
 	}
 	my %before = map { $_ => sql($node, "SELECT $columns FROM tasksched.tasks ORDER BY id", $_) } 'early', 'late';
 
-	# the new files are there, the old library is loaded
+	# the new files are installed, the old library is still loaded
 	$installed = 1;
 	is(system("$make -C $copy install >&2"), 0, 'a new version is installed');
 	wait_for_status($node, schedule($node, q{'note'}, 'late'), 'complete', 'all goes on', 'late');
 	sql($node, 'DELETE FROM tasksched.tasks WHERE id = (SELECT max(id::text)::uuid FROM tasksched.tasks)', 'late');
 
-	# the extension first
+	# "early": update the extension first
 	my $position = log_position($node);
 	sql($node, 'ALTER EXTENSION tasksched UPDATE', 'early');
 	is(sql($node, "SELECT $columns FROM tasksched.tasks ORDER BY id", 'early'),
@@ -247,13 +247,13 @@ EOT
 		'active|0', 'whose task is to be resumed, without effects yet');
 	is(sql($node, "SELECT tasksched.task_is_running('$held{late}')", 'late'), 't', 'the other database goes on');
 
-	# and then the library
+	# "early": then the library
 	$node->restart;
 	wait_for_status($node, $held{early}, 'complete', 'after a restart the task completes', 'early');
 	is(sql($node, "SELECT launch > 1, attempt, crashes, first_launch FROM runs WHERE id = '$held{early}'", 'early'),
 		't|1|0|f', 'resumed, once');
 
-	# the library first
+	# "late": the library is already new
 	$stderr = sqlstate_is($node, q{SELECT tasksched.schedule_task('note')}, '55000',
 		'the new library does not touch the old extension', db => 'late');
 	like($stderr,
@@ -270,7 +270,7 @@ EOT
 	is(sql($node, "SELECT launch > 1, attempt, crashes, first_launch FROM runs WHERE id = '$held{late}'", 'late'),
 		't|1|0|f', 'once');
 
-	# users' functions see the new column, without being touched
+	# users' functions see the new column without being changed
 	foreach my $db ('early', 'late')
 	{
 		sql($node, "SELECT tasksched.update_task('$later{$db}', run_at => now())", $db);

@@ -1,5 +1,5 @@
-# What is changed under the feet of tasks: their owners, functions, settings,
-# processes and tables.
+# What changes while tasks exist: their owners, functions, tables and processes, and
+# the settings.
 
 use strict;
 use warnings;
@@ -22,10 +22,10 @@ sub blocked_is
 	return;
 }
 
-# No commit tells that a reason is gone: have the scheduler look
+# No commit announces that the reason of a block is gone: have the scheduler look
 sub look_again { sql($node, 'SELECT tasksched.resume_scheduler()'); return; }
 
-# A session meanwhile
+# A session that runs in the background
 sub start_session
 {
 	my $session = { err => '', out => '' };
@@ -81,7 +81,7 @@ sql($node, "SELECT tasksched.update_task('$later', run_at => now())");
 wait_for_status($node, $later, 'complete', 'the scheduled one runs');
 is(field_of($node, $later, 'result, launch, attempt, crashes'), '"moved"|1|1|0', 'under the new name');
 
-# what it owned goes to another, and with it the function of an action
+# another role gets what it owned, including the function of an action
 $running = as_role('moved', q{'hold', 'reassign'});
 $later = as_role('moved', q{'who', run_at => '2100-01-01'});
 wait_for_running($node, $running, 'one runs');
@@ -97,7 +97,7 @@ sqlstate_is($node, q{SET ROLE moved; SELECT tasksched.schedule_task('who')}, '42
 open_gate($node, 'reassign');
 wait_for_status($node, $running, 'complete', 'but not what it has scheduled');
 
-# the role goes
+# the role is dropped
 sql($node, q{SELECT tasksched.grant_usage('moved')});
 $running = as_role('moved', q{'hold', 'drop'});
 $later = as_role('moved', q{'who', run_at => '2100-01-01'});
@@ -183,7 +183,7 @@ $id = schedule($node, q{'version'});
 blocked_is($id, q{the action's function app.version(pg_catalog.jsonb) does not exist}, 'the next does not run');
 sql($node, "SELECT tasksched.delete_task('$id')");
 
-# a right that is taken away between scheduling and running
+# a right that is revoked between scheduling and running
 sql($node, q{CREATE ROLE user1; SELECT tasksched.grant_usage('user1')});
 $id = as_role('user1', q{'note', run_at => '2100-01-01'});
 sql($node, "REVOKE EXECUTE ON FUNCTION note FROM PUBLIC; SELECT tasksched.update_task('$id', run_at => now())");
@@ -220,7 +220,7 @@ open_gate($node, 'tables');
 end_session($waiter, 'the waiter is told', "complete\n");
 end_session($reindex, 'REINDEX CONCURRENTLY goes on');
 
-# REINDEX does not meet a process of ours that has read and is about to write
+# REINDEX does not deadlock with a tasksched process that has read and is about to write
 wait_for_status($node, schedule($node, q{'note'}), 'complete', 'all is quiet');
 my $reindex_position = log_position($node);
 $reindex = start_session(('REINDEX TABLE tasksched.live', 'REINDEX TABLE tasksched.finished') x 100);
@@ -238,7 +238,8 @@ wait_value($node, q{SELECT count(*) FROM tasksched.tasks t
 	WHERE resource_id = 'tables' AND status = 'complete' AND 1 = (SELECT count(*) FROM runs r WHERE r.id = t.id)},
 	3, 'all complete, once');
 
-# a waiter is in nobody's way, who would be in the way of its task
+# a session that waits for a task blocks no other session: one that it blocked could in
+# turn block the task
 @ids = map { schedule($node, q{'hold', 'waiter'}) } 1 .. 2;
 wait_for_running($node, \@ids, 'two run');
 $waiter = start_session("SELECT status FROM tasksched.wait_for_task('$ids[0]')");
@@ -254,7 +255,7 @@ is(sql($node, "SELECT count(*) FROM runs WHERE id IN ('$ids[0]', '$ids[1]')"), 0
 $id = schedule($node, q{'note'});
 wait_for_status($node, $id, 'complete', 'new tasks run');
 
-# with a publication, every table that is changed needs an identity
+# with a publication, every table that is changed needs a replica identity
 sql($node, 'CREATE PUBLICATION everything FOR ALL TABLES');
 $id = schedule($node, q{'hold', 'published'});
 wait_for_running($node, $id, 'with a publication of all tables, a task runs');
@@ -317,7 +318,7 @@ launcher_pid($node);
 is(sql($node, 'SELECT pg_terminate_backend(' . scheduler_pid($node) . ', 10000)'), 't', 'the new launcher comes');
 tasks_run('and keeps the schedulers');
 
-# both while one runs
+# both the scheduler and the launcher, while a task runs
 $running = schedule($node, q{'hold', 'both'});
 wait_for_running($node, $running, 'a task runs');
 foreach my $type ('scheduler', 'launcher')
@@ -335,7 +336,7 @@ wait_for_status($node, $running, 'complete', 'it completes');
 is(sql($node, "SELECT count(*) FROM runs WHERE id = '$running'"), 1, 'once');
 
 # ---------------------------------------------------------------------------
-# Settings, by ALTER SYSTEM and a reload
+# Settings, with ALTER SYSTEM and a reload
 # ---------------------------------------------------------------------------
 sub set_all
 {

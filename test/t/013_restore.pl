@@ -1,6 +1,6 @@
-# Dumps in all formats, restored where the extension runs and one owner's role is
-# missing; copies by TEMPLATE, logical replication and base backup; point-in-time
-# recovery.
+# Dumps in all formats, restored into a server in which the extension runs and the
+# role of one owner is missing.  Copies by TEMPLATE, logical replication and base
+# backup.  Point-in-time recovery.
 
 use strict;
 use warnings;
@@ -15,7 +15,7 @@ use Test::More;
 my $elsewhere = 'the task comes from another installation; see adopt_tasks()';
 my $no_role = 'the role that owns the task does not exist';
 
-# all tasks, whatever has become of them
+# all tasks, whatever their status
 my $all_ids = q{SELECT count(*), md5(string_agg(id::text, ',' ORDER BY id)) FROM tasksched.tasks};
 
 my $origin = new_node('origin', streaming => 1, start => 0, conf => "wal_level = logical\n");
@@ -27,8 +27,8 @@ my $dir = PostgreSQL::Test::Utils::tempdir();
 my $me = sql($origin, 'SELECT current_user');
 
 # ---------------------------------------------------------------------------
-# Tasks of every status, one of a role that will be missing, and some that run
-# while the dumps are made
+# Tasks of every status, one of them owned by a role that will be missing, and some
+# that run while the dumps are made
 # ---------------------------------------------------------------------------
 sql($origin, <<'EOSQL');
 CREATE ROLE missing;
@@ -64,17 +64,17 @@ is($warnings, '', 'pg_dump has nothing to warn of');
 wait_value($origin, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'complete'}, 301, 'meanwhile tasks run');
 my $ids = sql($origin, $all_ids);
 
-# The role is missing: the cluster's dump would bring it along
+# Make the role missing: the dump of the cluster would create it
 my $text = slurp_file($cluster);
 $text =~ s/^(CREATE|ALTER) ROLE (missing|$me)\b.*$//mg;
 unlink $cluster;
 append_to_file($cluster, $text);
 
 # ---------------------------------------------------------------------------
-# Restored: nothing is lost, nothing runs before it is adopted
+# After the restore nothing is lost, and nothing runs before it is adopted
 # ---------------------------------------------------------------------------
-# Restore by a command; errors may only be about the role that is missing, or
-# what an exception matches
+# Restore with a command.  Errors may only be about the role that is missing, or match
+# the exception.
 sub restore
 {
 	my ($db, $command, $exception) = @_;
@@ -118,12 +118,12 @@ sub check_restored
 sql($target, "CREATE DATABASE $_") foreach qw(plain custom directory schema replica);
 restore('plain', [ 'psql', '-X', '-q', '-f', $plain, $target->connstr('plain') ]);
 restore($_, [ 'pg_restore', '-j2', '-d', $target->connstr($_), "$dir/$_" ]) foreach qw(custom directory);
-# the schema alone goes where the extension and the functions are
+# the schema alone is restored where the extension and the functions exist
 create_fixtures($target, 'schema');
 sql($target, 'SELECT tasksched.unregister_action(action) FROM tasksched.actions', 'schema');
 restore('schema', [ 'psql', '-X', '-q', '-f', $schema, $target->connstr('schema') ],
 	'schema "tasksched" already exists');
-# what its tasks have left behind is not in that dump
+# the rows that the tasks have left are not in that dump
 sql($target, q{INSERT INTO runs (id, launch, first_launch)
 	SELECT id, 1, true FROM tasksched.finished WHERE action = 'note' AND status = 'complete'}, 'schema');
 restore('cluster', [ 'psql', '-X', '-q', '-f', $cluster, $target->connstr('postgres') ]);
@@ -141,7 +141,7 @@ wait_value($target, q{SELECT status, owner::oid <> 0 FROM tasksched.tasks WHERE 
 	'and its task runs', 'plain');
 
 # ---------------------------------------------------------------------------
-# A dump by a database's owner who is not superuser
+# A dump by the owner of a database who is not a superuser
 # ---------------------------------------------------------------------------
 sql($origin, 'CREATE ROLE dumper LOGIN');
 sql($origin, 'CREATE DATABASE owned OWNER dumper');
@@ -209,8 +209,8 @@ sql($origin, 'SELECT tasksched.resume_scheduler()');
 wait_for_status($origin, $due, 'complete', 'at the publisher it runs as well');
 
 # ---------------------------------------------------------------------------
-# Point-in-time recovery, from an archive: what was active goes on, what has
-# finished since runs again
+# Point-in-time recovery from an archive: what was active goes on, and what has
+# finished since then runs again
 # ---------------------------------------------------------------------------
 my $then = schedule($origin, q{'hold', 'then'});
 wait_for_running($origin, $then, 'a task is active');
@@ -239,8 +239,8 @@ is(sql($past, "SELECT launch, first_launch FROM runs WHERE id = '$then'"), '2|f'
 $past->stop;
 
 # ---------------------------------------------------------------------------
-# A base backup, started next to the living original: its tasks are held once it
-# has got another identity
+# A base backup, started while the original still runs: its tasks are held once it
+# has been given another identity
 # ---------------------------------------------------------------------------
 my $double = PostgreSQL::Test::Cluster->new('double');
 $double->init_from_backup($origin, 'backup');

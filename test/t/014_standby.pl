@@ -1,5 +1,5 @@
-# Two-phase commit; hot standbys, failover to one, and the way back; synchronous
-# replication.
+# Two-phase commit; hot standbys, failover to a standby, and the return of the old
+# primary; synchronous replication.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-# wal_log_hints is for pg_rewind; scans are too rare to help a lost wake-up
+# wal_log_hints is for pg_rewind; scans are too rare to make up for a lost wake-up
 my $old = new_node('old', streaming => 1, conf => <<'EOT');
 max_prepared_transactions = 10
 wal_log_hints = on
@@ -72,7 +72,8 @@ $id = schedule($old, q{'preparing'});
 wait_for_status($old, $id, 'failed', 'an action cannot prepare its transaction');
 is(field_of($old, $id, q{error_details->>'sqlstate'}), '0A000', 'it fails with the error that the server raises');
 
-# The extension itself: no scheduler is started over and over to look for it, nor by PREPARE
+# The extension itself is in a prepared transaction: neither PREPARE nor anything else
+# starts a scheduler over and over to look for it
 sql($old, 'CREATE DATABASE late');
 my $oid = sql($old, q{SELECT oid FROM pg_database WHERE datname = 'late'});
 sql($old, 'ALTER SYSTEM SET log_min_messages = debug1');
@@ -112,7 +113,7 @@ sql($old, q{COMMIT PREPARED 'extension'}, 'late');
 wait_value($old, 'SELECT status FROM tasksched.tasks', 'complete', 'and one that came with its extension runs', 'late');
 
 # ---------------------------------------------------------------------------
-# Standbys can be read, not written
+# Standbys can be read, but not written to
 # ---------------------------------------------------------------------------
 $old->backup('backup');
 my $new = PostgreSQL::Test::Cluster->new('new');
@@ -183,7 +184,7 @@ foreach my $call (
 	sqlstate_is($new, "SELECT tasksched.$call", '25006', "$call fails on a standby");
 }
 
-# A session that stays over the promotion
+# A session that stays connected during the promotion
 my ($output, $errors) = ('', '');
 my $session = IPC::Run::start([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $new->connstr('postgres'),
 	'-c', "SELECT status FROM tasksched.get_task('$held')",
@@ -195,7 +196,7 @@ wait_value($new, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^DO' AND
 	'a session waits on the standby');
 
 # ---------------------------------------------------------------------------
-# The machine of the primary fails; failover
+# The machine of the primary fails: failover
 # ---------------------------------------------------------------------------
 my $postmaster = (split /\n/, slurp_file($old->data_dir . '/postmaster.pid'))[0];
 my @children = split /\n/, sql($old, 'SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()');
@@ -228,7 +229,7 @@ $new->wait_for_catchup($cascade, 'replay', $new->lsn('flush'));
 is(sql($cascade, "SELECT status, launch FROM tasksched.get_task('$held')"), 'complete|2', 'the other standby follows');
 
 # ---------------------------------------------------------------------------
-# The old primary comes back: as long as it is one, it runs its tasks as well
+# The old primary starts again: as long as it is a primary, it runs its tasks as well
 # ---------------------------------------------------------------------------
 $old->start;
 wait_for_running($old, $held, 'started as it is, the old primary runs its tasks, too');
@@ -257,7 +258,7 @@ wait_for_status($new, $id, 'complete', 'with it, tasks run');
 $old->stop;
 wait_value($new, q{SELECT count(*) FROM pg_stat_replication WHERE application_name = 'old'}, 0, 'it stops');
 
-# without waiting ourselves
+# Schedule a task without waiting for the standby
 sub schedule_local
 {
 	my ($arguments) = @_;

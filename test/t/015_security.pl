@@ -1,6 +1,6 @@
-# Attacks that need running workers, or databases of their own: by those who may
-# schedule, who own what an action calls, who own the database, who may read and
-# write all tables.
+# Attacks that need running workers, or databases of their own: by roles that may
+# schedule tasks, that own what an action calls, that own the database, or that may
+# read and write all tables.
 
 use strict;
 use warnings;
@@ -14,7 +14,7 @@ my $node = new_node('security', conf => "tasksched.reconcile_interval = 500ms\n"
 
 sql($node, <<'EOT');
 CREATE ROLE boss SUPERUSER;
-CREATE ROLE mallory LOGIN;		-- attackers: they may schedule
+CREATE ROLE mallory LOGIN;		-- attackers: may schedule
 CREATE ROLE shade NOLOGIN;
 CREATE ROLE friends NOLOGIN;	-- a role that both are members of
 CREATE ROLE victim NOLOGIN;		-- may schedule, too
@@ -26,7 +26,7 @@ CREATE ROLE dbo LOGIN;			-- owns databases
 GRANT friends TO mallory, shade;
 EOT
 
-# What the tests need in a database, beside the fixtures
+# What the tests need in a database in addition to the fixtures
 sub create_actions
 {
 	my ($db) = @_;
@@ -69,7 +69,7 @@ sub run_as
 	return $id;
 }
 
-# As that, for an action that executes SQL
+# The same for an action that executes SQL
 sub execute_as
 {
 	my ($role, $sql, $status, $name) = @_;
@@ -78,7 +78,7 @@ sub execute_as
 	return run_as($role, "'run_sql', params => jsonb_build_object('sql', \$q\$$sql\$q\$)", $status, $name);
 }
 
-# What a role sees of a query
+# Run a query as a role
 sub as
 {
 	my ($role, $query, $db) = @_;
@@ -87,7 +87,7 @@ sub as
 }
 
 # ---------------------------------------------------------------------------
-# CREATE EXTENSION where somebody was before
+# CREATE EXTENSION where another role has already created objects
 # ---------------------------------------------------------------------------
 sql($node, 'CREATE DATABASE shop OWNER dbo');
 sqlstate_is($node, 'CREATE EXTENSION tasksched', '42501', 'the owner of a database cannot create the extension',
@@ -95,7 +95,8 @@ sqlstate_is($node, 'CREATE EXTENSION tasksched', '42501', 'the owner of a databa
 as('dbo', 'CREATE SCHEMA tasksched', 'shop');
 sqlstate_is($node, 'CREATE EXTENSION tasksched', '42501', 'nor can a superuser in a schema of theirs', db => 'shop');
 
-# what fits better than the server's own function of that name would run as a superuser
+# a function that matches a call better than the server's own one of the same name would
+# run as a superuser
 sql($node, <<'EOT', 'shop');
 DROP SCHEMA tasksched;
 CREATE SCHEMA tasksched;
@@ -164,7 +165,7 @@ sqlstate_is($node, "UPDATE tasksched.tasks SET owner = 'boss' WHERE owner IS NOT
 	'in tasks neither', user => 'everything');
 
 # ---------------------------------------------------------------------------
-# Out of the owner's skin
+# Becoming another role than the owner
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE TABLE ledger (
@@ -270,7 +271,7 @@ foreach my $setting ("role = 'boss'", "session_authorization = 'boss'", "role = 
 	}
 }
 
-# nor does a parallel worker of an action's query become another
+# nor does a parallel worker of an action's query become another role
 sql($node, <<'EOT');
 CREATE FUNCTION where_and_who() RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS $$
 BEGIN
@@ -292,7 +293,7 @@ foreach my $role (qw(mallory shade))
 	like(field_of($node, $id, 'result'), qr/^"$role $role off \d+"$/, 'runs as the same role');
 }
 
-# a superuser's task may become somebody else; its worker does not stay so
+# a superuser's task may become another role; its worker does not keep it
 execute_as('boss', 'SET SESSION AUTHORIZATION mallory', 'complete', 'a superuser becomes another');
 my $id = run_as('boss', q{'who'}, 'complete', "the superuser's next task");
 is(field_of($node, $id, 'result'), '"boss boss on"', 'is not that any more');
@@ -329,7 +330,7 @@ is(field_of($node, $id, 'owner, result'), 'victim|"victim victim off"', 'outside
 is(as('mallory', "SELECT count(*) FROM tasksched.get_task('$id')"), '0', 'its caller does not see it');
 
 # ---------------------------------------------------------------------------
-# Who owns what an action calls
+# The owner of what an action calls
 # ---------------------------------------------------------------------------
 sql($node, q{SET ROLE mallory; CREATE FUNCTION tool() RETURNS jsonb LANGUAGE sql AS $$ SELECT '"old"'::jsonb $$});
 as('operator', q{SELECT tasksched.register_action('tool', 'public.tool')});
@@ -348,7 +349,7 @@ wait_value($node, "SELECT reason FROM tasksched.blocked_tasks WHERE id = '$id'",
 ok(sql($node, "SELECT tasksched.cancel_task('$id')"), 'it does not run');
 
 # ---------------------------------------------------------------------------
-# Tasks of others
+# Tasks of other roles
 # ---------------------------------------------------------------------------
 my $running = schedule_as('victim', q{'hold', 'gate', params => '"secret"'});
 wait_for_running($node, $running, 'the victim has a task that runs');
@@ -388,7 +389,7 @@ EOT
 is(sql($node, "SELECT * FROM tasksched.tasks WHERE owner = 'victim' ORDER BY id"),
 	$before, 'none of that has changed anything');
 
-# what others see of it
+# what other roles see of a running task
 my $worker = worker_pid($node, $running);
 is(as('mallory', "SELECT query FROM pg_stat_activity WHERE pid = $worker"),
 	'<insufficient privilege>', 'pg_stat_activity tells a user nothing');
@@ -426,7 +427,7 @@ open_gate($node, 'gate');
 wait_for_status($node, $super, 'complete', "the superuser's goes on");
 
 # ---------------------------------------------------------------------------
-# Names of ours in other schemas, inside a worker
+# The names of tasksched's objects in other schemas, inside a worker
 # ---------------------------------------------------------------------------
 execute_as('mallory', <<'EOT', 'complete', 'temporary objects of our names deceive nobody');
 	CREATE TEMP TABLE tasks AS SELECT * FROM tasksched.tasks WITH NO DATA;
@@ -449,7 +450,7 @@ wait_value($node,
 	'complete|"mallory mallory off"', 'nor the next task');
 
 # ---------------------------------------------------------------------------
-# Rights that end between schedule and run
+# Rights that are revoked between scheduling and running
 # ---------------------------------------------------------------------------
 sql($node, 'SELECT tasksched.pause_scheduler()');
 my $plain = schedule_as('victim', q{'note'});
@@ -476,7 +477,7 @@ foreach my $setting (
 	"role = 'dbo'", "session_authorization = 'dbo'", 'search_path = evil, public, pg_catalog', 'lock_timeout = 1',
 	'default_transaction_read_only = on', "default_transaction_isolation = 'serializable'", 'row_security = off',
 	'transform_null_equals = on', 'quote_all_identifiers = on',
-	# the server has no off any more
+	# the server no longer accepts off
 	sql($node, 'SHOW server_version_num') < 190000 ? 'standard_conforming_strings = off' : (),
 	"datestyle = 'German'", "timezone = 'Asia/Kathmandu'", 'array_nulls = off', 'enable_indexscan = off',
 	"work_mem = '64kB'")

@@ -1,6 +1,6 @@
-# Other users of background workers leave few, then no worker slots; then the
-# operating system refuses new processes.  Tasks wait, nothing is counted, and
-# they go on as soon as that is over.
+# Other background workers leave few worker slots, then none; then the operating
+# system refuses new processes.  Tasks wait, nothing is counted, and they go on as
+# soon as that is over.
 
 use strict;
 use warnings;
@@ -29,7 +29,7 @@ CREATE TABLE big AS SELECT n FROM generate_series(1, 1000) n;
 ALTER TABLE big SET (parallel_workers = 8);
 CREATE FUNCTION slow(n int) RETURNS boolean LANGUAGE plpgsql PARALLEL SAFE AS $$
 BEGIN
-	PERFORM pg_sleep(100);	-- until the query is ended
+	PERFORM pg_sleep(100);	-- until the query is terminated
 	RETURN true;
 END $$;
 EOT
@@ -49,7 +49,7 @@ sub start_hog
 	  or POSIX::_exit(1);
 }
 
-# Take slots until so many are taken; another process may be in one for a moment
+# Take slots until this many are taken; another process may hold one for a moment
 sub hog
 {
 	my ($n) = @_;
@@ -122,7 +122,7 @@ my $slots = qr/tasksched has no free background worker slot.*\n.*HINT: .*max_wor
 my $no_slot = 'no background worker slot is free; see max_worker_processes';
 
 # ---------------------------------------------------------------------------
-# All but one are taken: the tasks take turns in the one worker
+# All slots but one are taken: the tasks take turns in the one worker
 # ---------------------------------------------------------------------------
 scheduler_pid($node);
 hog(4);
@@ -134,7 +134,7 @@ wait_value($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = '
 	'slots are free again');
 
 # ---------------------------------------------------------------------------
-# None is left for a worker
+# No slot is left for a worker
 # ---------------------------------------------------------------------------
 $node->append_conf('postgresql.conf', 'tasksched.worker_idle_timeout = 0');
 $node->restart;
@@ -149,7 +149,7 @@ all_complete('no slot', 5);
 cmp_ok(started_after('no slot', $freed), '<', 10, 'soon after a slot was free');
 
 # ---------------------------------------------------------------------------
-# None is left for the scheduler either
+# No slot is left for the scheduler either
 # ---------------------------------------------------------------------------
 $node->append_conf('postgresql.conf', 'tasksched.scheduler_idle_timeout = 1');
 $node->reload;
@@ -170,14 +170,14 @@ SKIP:
 {
 	my $postmaster = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
 	my $usual = `prlimit --pid=$postmaster --nproc --output=SOFT --noheadings` =~ s/\s//gr;
-	# the soft limit alone, so that it can be raised again; it counts all processes of the user
+	# only the soft limit, so that it can be raised again; it counts all processes of the user
 	my $limit = sub {
 		return PostgreSQL::Test::Utils::run_log([ 'prlimit', "--pid=$postmaster", "--nproc=$_[0]:" ]);
 	};
 
 	skip 'the number of processes can not be limited', 1 if $usual eq '' || !$limit->($usual);
 
-	# a connection that is there already, since no other can be made meanwhile
+	# a connection that exists already, since no other can be made meanwhile
 	my ($in, $out, $err) = ('', '', '');
 	my $psql = IPC::Run::start(
 		[ 'psql', '-XAtq', '-d', $node->connstr('postgres') ],
@@ -246,7 +246,7 @@ SKIP:
 }
 
 # ---------------------------------------------------------------------------
-# Not even a slot for the launcher: the logical replication launcher has the only one
+# No slot for the launcher either: the logical replication launcher has the only one
 # ---------------------------------------------------------------------------
 $node->append_conf('postgresql.conf', 'max_worker_processes = 1');
 $node->restart;

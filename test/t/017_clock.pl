@@ -44,7 +44,7 @@ my $node = new_node('clock', start => 0, conf => "max_worker_processes = 8\ntask
 create_fixtures($node);
 my $position = log_position($node);
 
-# CPU time of our processes, in seconds
+# CPU time of tasksched's processes, in seconds
 sub cpu_time
 {
 	my $ticks = 0;
@@ -75,19 +75,19 @@ sub wait_for_scan
 	return;
 }
 
-# What must hold after each change of the clock
+# What must be true after each change of the clock
 sub check_all
 {
 	my ($name) = @_;
 
 	runs_promptly($name);
-	$node->append_conf('postgresql.conf', 'tasksched.worker_idle_timeout = 0');	# whatever waits for a time, too
+	$node->append_conf('postgresql.conf', 'tasksched.worker_idle_timeout = 0');	# include what waits for a time
 	$node->reload;
 	runs_promptly("$name, in a new worker");
 
 	my $before = cpu_time();
 	my $start = time;
-	sql($node, q{SELECT pg_sleep(1.5)});	# polls: what do our processes do meanwhile?
+	sql($node, q{SELECT pg_sleep(1.5)});	# polls: what do tasksched's processes do meanwhile?
 	cmp_ok(cpu_time() - $before, '<', 0.3 * (time - $start), "$name: no busy loop");
 	$node->append_conf('postgresql.conf', q{tasksched.worker_idle_timeout = '1min'});
 	$node->reload;
@@ -102,7 +102,7 @@ set_clock(-1);
 # ---------------------------------------------------------------------------
 # Forward, while a task runs and others are due within the hour and after it
 # ---------------------------------------------------------------------------
-# not by pg_sleep(), which the server measures by the clock
+# not with pg_sleep(), which the server measures by the clock
 my ($in, $locked, $errors) = ("SELECT pg_advisory_lock(1);\n", '', '');
 my $locker = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ],
 	'<', \$in, '>', \$locked, '2>', \$errors);
@@ -139,7 +139,7 @@ is(field_of($node, $short, q{started_at >= run_at AND started_at < run_at + inte
 my ($out) = try_sql($node, qq{SELECT count(*) FROM tasksched.wait_for_task('$held', '1 s')});
 is($out, '0', 'back: wait_for_task gives up in time');
 
-# what was due before, but could not be launched yet, does not wait for another hour
+# a task that was due before, but could not be launched yet, does not wait for another hour
 set_clock(1);
 sql($node, 'SELECT tasksched.pause_scheduler()');
 sql($node, q{SELECT tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{2500}'), resource_id => 'paused')});
@@ -154,8 +154,8 @@ set_clock(2);
 wait_for_status($node, $due, 'complete', 'forward again: what was not due any more runs');
 
 # ---------------------------------------------------------------------------
-# Back, while somebody waits for a task, and while there are delays of ours: a
-# role's workers can't start, there is no slot, the scheduler was killed
+# Back, while a session waits for a task, and while tasksched delays an attempt: the
+# workers of a role can't start, there is no slot, the scheduler was killed
 # ---------------------------------------------------------------------------
 my ($stdout, $stderr) = ('', '');
 my $waiting = IPC::Run::start(

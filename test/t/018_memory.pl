@@ -1,5 +1,5 @@
-# No process keeps memory for what it has done: a worker, the scheduler and a
-# session that schedules, after thousands of tasks.
+# No process keeps memory for what it has done.  After thousands of tasks this is
+# checked for a worker, the scheduler and a session that schedules.
 
 use strict;
 use warnings;
@@ -35,7 +35,7 @@ $$;
 SELECT tasksched.register_action(a, a) FROM unnest('{nothing,big_error,committing,staged}'::text[]) a;
 EOT
 
-# Bytes that a process of ours uses, as it logs them
+# The bytes that a process uses, as it logs them itself
 sub used_bytes
 {
 	my ($pid) = @_;
@@ -47,7 +47,7 @@ sub used_bytes
 	return $1;
 }
 
-# Run so many tasks of each kind in one worker
+# Run this many tasks of each kind in one worker
 sub run_tasks
 {
 	my ($n) = @_;

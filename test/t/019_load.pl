@@ -1,6 +1,6 @@
-# Load, in small: many tasks due at once after the table was nearly empty, many
-# sessions that schedule at once, and parameters and results of 100 MB.  What
-# test/load does with far more.
+# Load on a small scale: many tasks that become due at once after the table was
+# nearly empty, many sessions that schedule at once, and parameters and results of
+# 100 MB.  test/load does the same with far more.
 
 use strict;
 use warnings;

@@ -1,17 +1,17 @@
 # Torture: for some minutes, several clients schedule, cancel, update, delete and
-# retry tasks of many kinds in two databases, while processes of ours are
-# terminated, cancelled and killed, the server is restarted, crashed and
-# replaced by its standby, functions are dropped and settings changed.  In the
-# end everything is let drain, and what every client was told and what the
-# actions left in a ledger, in their own transactions, must fit what the tables say.
+# retry tasks of many kinds in two databases.  Meanwhile tasksched's processes are
+# terminated, cancelled and killed, the server is restarted, crashed and replaced by
+# its standby, functions are dropped and settings changed.  At the end all tasks are
+# left to finish.  Then the tables must agree with what every client was told, and
+# with what the actions left in a ledger in their own transactions.
 #
 #	TORTURE_MINUTES (1), TORTURE_SEED (1), TORTURE_CLIENTS (3)
 #
-# The seed decides what is done in which order, not when.
+# The seed determines what is done in which order, not when.
 #
-# Replication is synchronous, so that a promotion may lose nothing of which a
-# client was told.  Whoever was not told whether its transaction committed
-# (the connection was lost) accepts both, but nothing in between.
+# Replication is synchronous, so a promotion must not lose anything that a client was
+# told.  A client that was not told whether its transaction committed (the connection
+# was lost) accepts both outcomes, but nothing in between.
 
 use strict;
 use warnings;
@@ -38,7 +38,7 @@ my $max_crashes = 3;
 
 my $dir = $PostgreSQL::Test::Utils::log_path . '/torture';	# with the logs, to be looked at
 mkdir $dir or die $!;
-my %count;	# of everything done, by its name
+my %count;	# how often each thing was done, by its name
 my ($primary, $standby);
 my $nnodes = 0;
 my @logs;
@@ -49,7 +49,7 @@ my @logs;
 
 sub one_of { return $_[ int(rand(@_)) ]; }
 
-# One of the keys of a hash whose values are weights
+# Choose one of the keys of a hash whose values are weights
 sub weighted
 {
 	my (%weights) = @_;
@@ -63,7 +63,7 @@ sub weighted
 }
 
 # ---------------------------------------------------------------------------
-# Talking to whatever server is the primary
+# Talking to the current primary
 # ---------------------------------------------------------------------------
 
 sub set_current
@@ -75,8 +75,8 @@ sub set_current
 	return;
 }
 
-# Run SQL.  Returns whether it was carried out (yes, no, or unknown if the
-# connection was lost), its output, and what went wrong.
+# Run SQL.  Returns whether it was carried out (yes, no, unknown if the connection
+# was lost, or hung), its output, and the error.
 sub ask
 {
 	my ($db, $sql) = @_;
@@ -101,7 +101,7 @@ sub ask
 	return ('unknown', '', $err);
 }
 
-# Run SQL that must be carried out, sooner or later; it may be repeated
+# Run SQL that must succeed eventually; it may be repeated
 sub must
 {
 	my ($db, $sql) = @_;
@@ -127,7 +127,7 @@ sub must
 #	try WHAT KEY			something will be done to a task
 #	did WHAT KEY STATUS		it was; with the status before
 #	count WHAT
-#	bad MESSAGE				something that must not be
+#	bad MESSAGE				something that must not happen
 
 my ($log, $client_name, $serial, %own);
 
@@ -176,8 +176,8 @@ sub note_outcome
 
 my @prepared;	# [gid, db, COMMIT or ROLLBACK, whether PREPARE was confirmed, what follows]
 
-# A statement in a prepared transaction, to be ended later; what to do with the
-# answer "it was carried out" is a function
+# Run a statement in a prepared transaction, to be ended later.  $then is called with
+# whether it was carried out, once that is known.
 sub prepare
 {
 	my ($db, $role, $sql, $end, $then) = @_;
@@ -198,7 +198,7 @@ sub end_prepared
 
 	if ($done eq 'no' && $err =~ /does not exist/)
 	{
-		# ended before, when we were not told, or never prepared
+		# ended earlier, when the client was not told, or never prepared
 		$then->($end eq 'ROLLBACK' ? 'no' : $confirmed eq 'yes' ? 'yes' : 'unknown');
 		return 1;
 	}
@@ -207,7 +207,7 @@ sub end_prepared
 	return 1;
 }
 
-# A task that exists, whoever scheduled it: its id and key
+# The id and the key of an existing task, no matter which client scheduled it
 sub any_task
 {
 	my ($db, $where) = @_;
@@ -333,7 +333,7 @@ EOT
 		my ($done, $answer) = ask($db, "SELECT tasksched.delete_task('$id');");
 		note_down('did', 'delete', $key) if $done eq 'yes' && $answer eq 't';
 	},
-	# only its own: so the status before is the one that was retried
+	# only the client's own tasks, so that the status read before is the one that is retried
 	retry => sub {
 		my ($db) = @_;
 		my $key = $own{$db} && one_of(@{ $own{$db} });
@@ -383,7 +383,7 @@ sub run_client
 		note_down('count', $op);
 		end_prepared(@{ $prepared[0] }) && shift @prepared if @prepared > int(rand(4));
 
-		# let the workers follow
+		# let the workers catch up
 		my (undef, $live) = ask($databases[0], 'SELECT count(*) FROM tasksched.live;') if rand() < 0.1;
 		usleep(($live || 0) > 400 ? 1_000_000 : rand(60_000));	# the pace of the scenario
 	}
@@ -405,7 +405,7 @@ sub start_client
 	return $pid if $pid;
 	eval { run_client($number, $parent); 1 } or note_down('bad', "client $number: $@");
 	close $log;
-	POSIX::_exit(0);	# not through the END blocks, which stop the servers
+	POSIX::_exit(0);	# skips the END blocks, which stop the servers
 }
 
 # ---------------------------------------------------------------------------
@@ -476,7 +476,7 @@ BEGIN
 	PERFORM public.enter(task);
 	RAISE EXCEPTION 'as it should be';
 END $$;
--- ends its process, in its first launch or in as many as n says
+-- these end their processes, in the first launch or in as many launches as n says
 CREATE FUNCTION self_term(task tasksched.task, first_launch boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM public.enter(task);
@@ -497,7 +497,7 @@ BEGIN
 		EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', 'kill -KILL ' || pg_backend_pid());
 	END IF;
 END $$;
--- schedules another one
+-- schedules another task
 CREATE FUNCTION child(task tasksched.task, first_launch boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM public.enter(task);
@@ -513,7 +513,7 @@ BEGIN
 END $$;
 EOT
 
-# This one is dropped and created again meanwhile
+# This function is dropped and created again while the test runs
 my $swap = <<'EOT';
 CREATE OR REPLACE FUNCTION swap(task tasksched.task, first_launch boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -553,14 +553,14 @@ EOT
 	return;
 }
 
-# A new standby, which from now on is a synchronous one
+# Create a new standby, which is a synchronous one from now on
 sub create_standby
 {
 	my $name = 'n' . ++$nnodes;
 	my $backup = $primary->backup_dir . "/$name";
 	my $start = time;
 
-	# a crash of the server may get in between
+	# the server may crash meanwhile
 	until (PostgreSQL::Test::Utils::run_log(
 			[ 'pg_basebackup', '-D', $backup, '-d', $primary->connstr('postgres'), '--checkpoint=fast', '--no-sync' ]))
 	{
@@ -580,12 +580,13 @@ sub create_standby
 	return;
 }
 
-# Wait until the standby has, and goes on to have, whatever a client was told
+# Wait until the standby has everything that a client was told, and will have it from
+# then on
 sub standby_is_synchronous
 {
 	my $start = time;
 
-	# the checkpointer spreads the setting
+	# the checkpointer makes the setting effective
 	ask('postgres', 'CHECKPOINT;');
 	my $lsn = must('postgres', 'SELECT pg_current_wal_insert_lsn();');
 
@@ -602,7 +603,7 @@ sub standby_is_synchronous
 # Faults
 # ---------------------------------------------------------------------------
 
-# Processes of ours: [pid, backend_type]
+# The processes of tasksched: [pid, backend_type]
 sub our_processes
 {
 	my (undef, $out) = ask('postgres',
@@ -639,10 +640,10 @@ sub kill_primary
 	$primary->kill9;
 	my $start = time;
 
-	# its children hold the shared memory until they have noticed
+	# its children hold the shared memory until they notice its death
 	until ($primary->start(fail_ok => 1))
 	{
-		$primary->{_pid} = undef;	# it has read the old file
+		$primary->{_pid} = undef;	# start() has read the old file
 		die 'the server does not start' if time - $start > $TaskschedTest::deadline_s;
 		usleep(100_000);
 	}
@@ -663,7 +664,7 @@ sub promote
 	return;
 }
 
-# Restart in between: other faults wait
+# Restart the server; other faults wait meanwhile
 sub restart
 {
 	my ($mode) = @_;
@@ -696,7 +697,7 @@ sub swap_function
 	return;
 }
 
-# A task that kills its process, so often that it may fail for it
+# A task that kills its process, up to as often as makes it fail
 sub poison
 {
 	my $db = one_of(@databases);
@@ -737,7 +738,7 @@ my %faults = (
 				DO 'BEGIN PERFORM pg_sleep(0.5); END'; COMMIT;});
 		} ]);
 
-# All of them in a random order, again and again
+# All faults in a random order, again and again
 sub run_faults
 {
 	my @deck;
@@ -757,7 +758,7 @@ sub run_faults
 }
 
 # ---------------------------------------------------------------------------
-# What came of it
+# The results
 # ---------------------------------------------------------------------------
 
 my (%model, @bad);
@@ -774,7 +775,7 @@ sub read_logs
 {
 	my @lines = map { [ split /\t/ ] } map { split /\n/, slurp_file($_) } @_;
 
-	# one client does things to another's tasks
+	# one client changes the tasks of another, so the intents come first
 	foreach ((grep { $_->[0] eq 'intent' } @lines), (grep { $_->[0] ne 'intent' } @lines))
 	{
 		my ($what, @f) = @$_;
@@ -808,7 +809,7 @@ sub read_deed
 	$count{"$deed done"}++ if $what eq 'did';
 	if ($deed eq 'retry')
 	{
-		# a completion more that must, or may, be in the ledger
+		# one more completion that must, or may, be in the ledger
 		$m->{completions_max}++ if $what eq 'try';
 		$m->{completions_max}-- if $what eq 'did' && $status ne 'complete';
 		$m->{completions_min}++ if $what eq 'did' && $status eq 'complete';
@@ -818,7 +819,7 @@ sub read_deed
 	return;
 }
 
-# The steps of a task in the ledger: 1, 2, ... each once and in order
+# The steps of a task in the ledger are 1, 2, ..., each once and in order
 sub check_steps
 {
 	my ($m, $status, $rows) = @_;
@@ -836,7 +837,7 @@ sub check_steps
 	return;
 }
 
-# Statuses that a kind of task may end with, beside cancelled
+# The statuses that a kind of task may end with, in addition to cancelled
 sub check_end
 {
 	my ($m, $t) = @_;
@@ -945,7 +946,7 @@ sub check_database
 	}
 	$count{'rows in the ledgers'} += @$_ foreach values %ledger;
 
-	# crashes are those that killed themselves or were killed
+	# crashes belong to tasks that killed their process or whose process was killed
 	$count{'crashes of innocents'} +=
 	  sum0(map { $_->{action} eq 'self_kill' ? 0 : $_->{crashes} } map { @$_ } values %tasks);
 	$count{'cancels of innocents'} +=
@@ -970,7 +971,7 @@ open $log, '>>', "$dir/client0" or die $!;
 $log->autoflush(1);
 run_faults();
 
-# calm down, and let everything drain
+# undo what the faults have set, and let all tasks finish
 must($_, $swap . 'SELECT tasksched.resume_scheduler();') foreach @databases;
 $primary->append_conf('postgresql.conf', <<EOT);
 tasksched.enabled = on
@@ -988,7 +989,7 @@ foreach my $db (@databases)
 {
 	wait_value($primary, 'SELECT count(*) FROM tasksched.live', 0, "all tasks of $db are finished", $db);
 	wait_value($primary, 'SELECT count(*) FROM tasksched.running_tasks', 0, 'none runs', $db);
-	# it would not be idle with a slot that is taken
+	# the state would not be idle if a slot were taken
 	wait_value($primary, 'SELECT state, running FROM tasksched.status WHERE database = current_database()', 'idle|0',
 		'no slot is taken', $db);
 }

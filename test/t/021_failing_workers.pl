@@ -1,6 +1,6 @@
-# Workers that fail to start, for many roles at once: each role is tried again
-# after 1 s, doubling, however many they are and however many tasks each has; and
-# they go on soon after the reason has gone.
+# Workers of many roles fail to start at the same time.  Each role is tried again
+# after 1 s, which doubles each time, however many roles there are and however many
+# tasks each has.  They go on soon after the reason is gone.
 
 use strict;
 use warnings;
@@ -49,7 +49,7 @@ while (($n = failures()) < $first + 2 * ROLES && time - $start < $TaskschedTest:
 	Time::HiRes::usleep(50_000);	# polls
 }
 my $elapsed = time - $start;
-# one more: a worker whose fellows have just failed may be on its way
+# one more, since a worker of a role may be starting while others of it have just failed
 my $doublings = int(log($elapsed + 1) / log(2)) + 1;
 cmp_ok($n, '>=', $first + 2 * ROLES, 'the workers of all roles fail to start, again and again');
 cmp_ok($n, '<=', $first + $doublings * ROLES, "but only after 1 s, doubling, in $elapsed s");

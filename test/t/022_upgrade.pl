@@ -1,5 +1,5 @@
-# The upgrade from version 0.1: it makes what CREATE EXTENSION makes, keeps tasks
-# and actions, and gives the roles that may schedule what is new.
+# The upgrade from version 0.1 creates the same objects as CREATE EXTENSION, keeps
+# tasks and actions, and grants what is new to the roles that may schedule.
 
 use strict;
 use warnings;
@@ -11,7 +11,7 @@ use Test::More;
 
 my $node = new_node('upgrade', extension => 0);
 
-# All objects of the extension, with what can be told of them, a line each
+# All objects of the extension with their properties, one per line
 my $objects = <<'EOT';
 WITH ours AS (
 	SELECT classid, objid FROM pg_depend

@@ -1,6 +1,6 @@
-# Texts and values: those that are no text in the database's encoding, those that
-# a dump could not carry, names that another encoding makes longer, and owners
-# whose roles are renamed or dropped.
+# Texts and values: strings that are invalid in the database's encoding, values that
+# a dump could not carry, names that another encoding makes longer, and owners whose
+# roles are renamed or dropped.
 
 use strict;
 use warnings;
@@ -15,7 +15,7 @@ use Test::More;
 $ENV{PGCLIENTENCODING} = 'UTF8';
 my $node = new_node('texts', utf8 => 1, conf => "autovacuum = off\n");
 my $dir = PostgreSQL::Test::Utils::tempdir();
-my $e = "\xc3\xa9";		# in UTF8; LATIN1 has it as one byte
+my $e = "\xc3\xa9";		# in UTF8; it is one byte in LATIN1
 my $no_role = 'the role that owns the task does not exist';
 
 sql($node, "CREATE DATABASE $_->[0] ENCODING '$_->[1]' LOCALE 'C' TEMPLATE template0")
@@ -23,13 +23,13 @@ sql($node, "CREATE DATABASE $_->[0] ENCODING '$_->[1]' LOCALE 'C' TEMPLATE templ
   [ 'latin1', 'LATIN1' ], [ 'narrow', 'LATIN1' ], [ 'ascii', 'SQL_ASCII' ];
 create_fixtures($node, $_) foreach qw(latin1 owners);
 
-# Dump a database, and restore the dump in another one without any error
+# Dump a database, and restore the dump into another one without any error
 sub dump_and_restore
 {
 	my ($from, $to) = @_;
 	my $file = "$dir/$from-$to.sql";
 
-	# in the encoding of the database, which the dump names
+	# use the encoding of the database, which the dump names
 	delete local $ENV{PGCLIENTENCODING};
 	command_ok([ 'pg_dump', '-f', $file, $node->connstr($from) ], "$from is dumped");
 	my (undef, $stderr) = run_command([ 'psql', '-X', '-q', '-f', $file, $node->connstr($to) ]);
@@ -41,7 +41,7 @@ sub dump_and_restore
 # Texts that are cut inside a character
 # ---------------------------------------------------------------------------
 
-# as the server's own message is, in UTF8
+# the server itself cuts this message, in UTF8
 sql($node, <<"EOT");
 CREATE FUNCTION bad_text() RETURNS text LANGUAGE plpgsql AS \$\$
 BEGIN
@@ -104,7 +104,7 @@ foreach my $id (@told, $updated)
 	like(sql($node, "$told '$id'"), qr/\?/, 'what is no character is masked');
 }
 
-# values are refused, not changed
+# invalid values are refused, not changed
 sqlstate_is($node, "SELECT $_->[1]", '22021', "$_->[0] is refused") foreach (
 	[ 'a string in params', q{tasksched.schedule_task('note', params => to_jsonb(bad_text()))} ],
 	[ 'a key in params', q{tasksched.schedule_task('note',
@@ -133,7 +133,7 @@ open_gate($node, 'progress');
 wait_for_status($node, $progress, 'complete', 'and its task completes');
 
 # ---------------------------------------------------------------------------
-# Names of another encoding in shared catalogs and in shared memory
+# Names in another encoding, in shared catalogs and in shared memory
 # ---------------------------------------------------------------------------
 sql($node, qq{CREATE ROLE "J${e}rg"}, 'latin1');
 my $oid = sql($node, qq{SELECT '"J${e}rg"'::regrole::oid}, 'latin1');
@@ -201,7 +201,7 @@ foreach my $step ([ 'latin1', 'wide' ], [ 'wide', 'wider' ], [ 'wider', 'narrow'
 	is(sql($node, "SELECT tasksched.register_action('$long', 'note')", $to), '', "$to: it can be registered again");
 }
 {
-	# no characters there, but bytes
+	# SQL_ASCII has bytes instead of characters
 	local $ENV{PGCLIENTENCODING} = 'SQL_ASCII';
 	dump_and_restore('wide', 'ascii');
 	is(sql($node, $names, 'ascii'), "$long|$long", 'ascii: are what they were');
@@ -222,8 +222,8 @@ sqlstate_is($node, "SELECT '${long}x'::tasksched.task_owner", '22P02', 'an owner
 	db => 'wide');
 
 # ---------------------------------------------------------------------------
-# Values that a dump could not carry: they are measured as they stand there, and
-# stored in much less
+# Values that a dump could not carry.  They are measured by their size in a dump; they
+# are stored in far less space.
 # ---------------------------------------------------------------------------
 my $numbers = q{(SELECT jsonb_agg(n)
 	FROM (SELECT jsonb_agg(1e100000) FROM generate_series(1, 40)) n(n), generate_series(1, %d))};
@@ -254,11 +254,11 @@ CREATE FUNCTION too_large_result() RETURNS jsonb LANGUAGE sql AS \$\$ SELECT $to
 SELECT tasksched.register_action(a, a) FROM unnest('{too_large,too_large_result}'::text[]) a;
 EOT
 run_bad("'$_'", '54000', "a result of $_") foreach qw(too_large too_large_result);
-# that of an index entry, which is compressed
+# the limit is that of an index entry, which is compressed
 sqlstate_is($node, q{SELECT tasksched.schedule_task('note', repeat('x', 1000000))}, '54000',
 	'resource_id is bounded by its index');
 
-# of an error's texts, as much is kept as a dump can carry
+# as much of an error's texts is kept as a dump can carry
 sql($node, 'ALTER SYSTEM SET log_min_messages = fatal');
 $node->reload;
 wait_value($node, 'SHOW log_min_messages', 'fatal', 'what follows is not logged');
@@ -274,7 +274,7 @@ sql($node, 'ALTER SYSTEM RESET log_min_messages');
 $node->reload;
 
 # ---------------------------------------------------------------------------
-# A role that was dropped, and another one of its name
+# A role that was dropped, and another role with its name
 # ---------------------------------------------------------------------------
 my $name63 = 'n' x 63;
 my $odd = 'odd (dropped role 1)';
@@ -336,7 +336,7 @@ sql($node, 'SELECT tasksched.register_action(action, function) FROM tasksched.ac
 	'unowned');
 wait_for_status($node, $kept, 'complete', 'until they are registered again', 'unowned');
 
-# in a binary COPY, and in what never had the mark
+# the mark of a dropped role in a binary COPY, and names that only resemble it
 sql($node, 'CREATE TABLE owned (owner tasksched.task_owner)', 'owners');
 my $binary = "$dir/owners.data";
 sql($node,
@@ -394,7 +394,7 @@ SKIP: {
 }
 
 # ---------------------------------------------------------------------------
-# What complete leaves of earlier stages: the result, not the error
+# What complete() keeps of earlier stages: the result, but not the error
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE FUNCTION staged(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE plpgsql AS $$

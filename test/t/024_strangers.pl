@@ -1,6 +1,6 @@
-# A transaction has used tasksched and stays open.  Somebody who may not do it gives
-# a command that would lock what is ours: it is refused at once, so that nobody
-# waits behind it.  Those who may are not refused.
+# A transaction has used tasksched and stays open.  A role without the right to do so
+# issues a command that would lock tasksched's objects.  The command is refused at
+# once, so that no session queues behind it.  Roles with the right are not refused.
 
 use strict;
 use warnings;
@@ -11,11 +11,11 @@ use TaskschedSession;
 use TaskschedTest;
 use Test::More;
 
-# no scan helps for as long as this test takes
+# no scan comes for as long as this test takes
 my $node = new_node('strangers', conf => "tasksched.reconcile_interval = '1h'\ntasksched.worker_idle_timeout = '1h'\n");
 
-# planner may schedule tasks, passerby may do nothing, helper has rights on our
-# tables; each has things of its own, in a schema of its name
+# planner may schedule tasks, passerby may do nothing, helper has rights on the tables
+# of tasksched.  Each has objects of its own, in a schema of its name.
 my @roles = ('planner', 'passerby', 'helper');
 foreach my $role (@roles)
 {
@@ -44,7 +44,7 @@ SET ROLE planner;
 CREATE EXTENSION hstore;
 EOT
 
-# a transaction that has used everything, and is idle
+# a session whose transaction has used everything, and stays open
 my $idle = TaskschedSession->new($node);
 my $finished = schedule($node, q{'note'});
 wait_for_status($node, $finished, 'complete', 'a task is finished');
@@ -68,7 +68,7 @@ sub others_run
 	my ($name) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	# whoever has to wait here waits for a lock that should not be
+	# if this has to wait, it is for a lock that should not exist
 	my ($id, $stderr) = try_sql($node, q{SET lock_timeout = '10s'; SELECT tasksched.schedule_task('note')});
 	is($stderr, '', "$name: a task can be scheduled") or return;
 	chomp $id;
@@ -76,8 +76,8 @@ sub others_run
 	return;
 }
 
-# What errors a role gets for commands, one for each, '' if there is none; each
-# command has its transaction rolled back
+# The errors that a role gets for commands, one for each, '' if there is none.  Each
+# command is followed by a ROLLBACK.
 sub errors_of
 {
 	my ($role, $lock_timeout, @commands) = @_;
@@ -90,8 +90,8 @@ sub errors_of
 	return map { /(?:ERROR|FATAL):  (.*)/ ? $1 : '' } @said;
 }
 
-# Nothing that is refused waits for a lock, whatever its mode.  A case is a command,
-# the message (a pattern), and the SQLSTATE unless it is that of a lack of rights.
+# A command that is refused waits for no lock, whatever its mode.  A case is a command,
+# the message (a pattern), and the SQLSTATE unless it is 42501.
 sub are_refused
 {
 	my ($role, @cases) = @_;
@@ -156,7 +156,7 @@ foreach my $role ('planner', 'passerby')
 }
 others_run('the extension');
 
-# a stranger's transaction stays open, with what it can get
+# a stranger's transaction stays open, with all the locks that it can get
 my $stranger = TaskschedSession->new($node);
 $stranger->query(<<'EOT');
 SET ROLE passerby;
@@ -169,7 +169,7 @@ $stranger->end;
 others_run(q{a stranger's transaction});
 $stranger->query('ROLLBACK');
 
-# and that of somebody who may
+# and that of a role that has the right
 $stranger->query(q{RESET ROLE; SET lock_timeout = '10s'; BEGIN; ALTER FUNCTION note DEPENDS ON EXTENSION tasksched});
 is(sql($node, q{SELECT count(*) FROM pg_locks
 		WHERE locktype = 'object' AND classid = 'pg_extension'::regclass AND mode = 'AccessExclusiveLock'}),
@@ -180,10 +180,10 @@ $stranger->query('ROLLBACK');
 # ---------------------------------------------------------------------------
 # Relations
 # ---------------------------------------------------------------------------
-# since 17 that is a right of its own
+# since 17, maintenance is a privilege of its own
 my $not_maintainer = '(must be owner of|permission denied for)';
 my @commands = (
-	# the server asks after it has locked the relation
+	# the server checks the right after it has locked the relation
 	[ 'CREATE TRIGGER t AFTER INSERT ON tasksched.live EXECUTE FUNCTION own.changed()',
 		'permission denied for table live' ],
 	[ 'CREATE OR REPLACE TRIGGER t BEFORE DELETE ON tasksched.finished FOR EACH ROW EXECUTE FUNCTION own.changed()',
@@ -239,7 +239,7 @@ my @commands = (
 	[ 'ALTER INDEX tasksched.live_queue DEPENDS ON EXTENSION plpgsql', 'must be owner of index live_queue' ],
 	[ 'ALTER MATERIALIZED VIEW tasksched.live NO DEPENDS ON EXTENSION plpgsql', 'must be owner of table live' ],
 	[ 'ALTER TRIGGER t ON tasksched.live DEPENDS ON EXTENSION plpgsql', 'must be owner of table live' ],
-	# the server asks first, or its lock is in nobody's way
+	# the server checks the right first, or its lock blocks no other session
 	[ 'BEGIN; LOCK TABLE tasksched.tasks', 'permission denied for table tasks' ],
 	[ 'BEGIN; LOCK TABLE tasksched.live IN ACCESS SHARE MODE', 'permission denied for table live' ],
 	[ 'BEGIN; LOCK TABLE tasksched.tasks IN ROW EXCLUSIVE MODE', 'permission denied for table tasks' ],
@@ -280,10 +280,10 @@ my @commands = (
 	[ 'CREATE SEQUENCE own.s OWNED BY tasksched.live.id',
 		'sequence must have same owner as table it is linked to', '55000' ],
 	[ 'UPDATE tasksched.live SET id = id', 'permission denied for table live' ],
-	# psql takes what follows for data
+	# must be the last one, since psql takes what follows for data
 	[ 'COPY tasksched.live FROM STDIN', 'permission denied for table live' ]);
 are_refused('planner', @commands);
-# who can't even use the schema
+# a role that can't even use the schema
 are_refused('passerby', map { [ $_->[0], 'permission denied for schema tasksched' ] }
 	  grep { $_->[0] !~ /hstore|^SET search_path|^REINDEX SCHEMA/ } @commands);
 foreach my $command ('VACUUM tasksched.live', 'ANALYZE tasksched.tasks', 'VACUUM FULL tasksched.live',
@@ -295,7 +295,7 @@ foreach my $command ('VACUUM tasksched.live', 'ANALYZE tasksched.tasks', 'VACUUM
 others_run('relations');
 
 # ---------------------------------------------------------------------------
-# What the server permits, it permits
+# What the server permits is permitted
 # ---------------------------------------------------------------------------
 $idle->query('ROLLBACK');
 
@@ -309,7 +309,7 @@ are_allowed('planner',
 	'EXPLAIN SELECT * FROM tasksched.tasks',
 	'CREATE TABLE own.x OF tasksched.task',
 	'COMMENT ON TABLE own.mine IS NULL',
-	# names like ours, which are not
+	# objects with tasksched's names in another schema
 	'CREATE TABLE own.live (id uuid PRIMARY KEY); SET search_path = own, tasksched; COMMENT ON TABLE live IS NULL; '
 	  . 'CREATE TABLE x (id uuid REFERENCES live); CREATE TABLE y () INHERITS (live); '
 	  . 'CREATE RULE r AS ON DELETE TO live DO ALSO NOTHING; '
@@ -348,7 +348,7 @@ create_fixtures($node, 'kept');
 sql($node, "VACUUM; ANALYZE; REINDEX DATABASE kept", 'kept');
 foreach my $command ('VACUUM tasksched.live', 'ANALYZE tasksched.finished', 'REINDEX TABLE tasksched.live')
 {
-	# tables of a database are its owner's to maintain, if it can name them
+	# the owner of a database may maintain its tables, but only if it can name them
 	my ($stdout, $stderr) = try_sql($node, $command, db => 'kept', user => 'keeper');
 	like($stderr, qr/42501: permission denied for schema tasksched/, "the owner of a database: $command");
 }
@@ -373,7 +373,8 @@ EOT
 sqlstate_is($node, 'DROP EXTENSION tasksched', '42704', 'there is none to drop', db => 'bare', user => 'planner');
 
 # ---------------------------------------------------------------------------
-# Whoever changes the extension waits for those who use it, before any other lock
+# A change of the extension waits for the transactions that use it, before it takes any
+# other lock
 # ---------------------------------------------------------------------------
 my $waits = q{SELECT count(*) FROM pg_locks
 	WHERE NOT granted AND locktype = 'object' AND classid = 'pg_extension'::regclass AND objsubid <> 0};
@@ -403,7 +404,7 @@ foreach my $command (
 	others_run("$command, rolled back");
 }
 
-# who comes while it is changed sees what it becomes
+# a session that comes while the extension is changed sees the result
 my $version = sql($node, q{SELECT extversion FROM pg_extension WHERE extname = 'tasksched'});
 foreach my $call (q{tasksched.schedule_task('note')}, 'tasksched.adopt_tasks()', "tasksched.get_task('$finished')")
 {
@@ -420,7 +421,7 @@ foreach my $call (q{tasksched.schedule_task('note')}, 'tasksched.adopt_tasks()',
 	sql($node, "UPDATE pg_extension SET extversion = '$version' WHERE extname = 'tasksched'");
 }
 
-# the whole, once more: what was there before is there
+# drop and create it once more: afterwards everything works as before
 sql($node, 'DROP EXTENSION tasksched CASCADE; DROP TABLE runs, gates; DROP FUNCTION nap, raising');
 create_fixtures($node);
 others_run('dropped and created again');

@@ -1,6 +1,6 @@
-# What one database, or one open transaction, does to the others: they start and
-# run their tasks all the same.  All intervals are an hour, so that what runs does
-# so for a better reason than that it was time to look again.
+# The effect of one database, or of one open transaction, on the other databases: they
+# start and run their tasks all the same.  All intervals are an hour, so that nothing
+# runs merely because it was time to look again.
 
 use strict;
 use warnings;
@@ -41,8 +41,8 @@ sub state_of
 }
 
 # ---------------------------------------------------------------------------
-# The server's default transactions are serializable, read-only and deferrable,
-# and such a one waits for all who write
+# By default the server's transactions are serializable, read-only and deferrable, and
+# such a transaction waits for all that write
 # ---------------------------------------------------------------------------
 {
 	my $node = new_node('defaults', extension => 0, conf => $hour);
@@ -78,14 +78,15 @@ EOT
 }
 
 # ---------------------------------------------------------------------------
-# Databases in which a process of ours waits as soon as it connects
+# Databases in which a tasksched process waits as soon as it connects
 # ---------------------------------------------------------------------------
 {
 	my $node = new_node('probes', conf => $hour);
 	my $lock_catalog = 'LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE';
 	my %task;
 
-	# somebody has renamed it; prepared, that lasts over a restart, after which all databases are probed
+	# a database is renamed in a prepared transaction, so the lock survives a restart, after
+	# which all databases are probed
 	new_database($node, qw(locked later other));
 	foreach my $db (qw(locked later other))
 	{
@@ -128,7 +129,7 @@ EOT
 	wait_for_status($node, schedule($node, q{'note'}, 'closed'), 'complete',
 		'a task runs in what was locked', 'closed');
 
-	# of a database that is known, the status tells that it has no scheduler
+	# for a database that is known, the status shows that it has no scheduler
 	my $session = TaskschedSession->new($node);
 	$session->query('BEGIN; ALTER DATABASE other RENAME TO renamed');
 	state_of($node, 'other', 'starting', 'a database that is locked: the status says that its scheduler is starting');
@@ -147,7 +148,7 @@ EOT
 	$inside->quit;
 	wait_for_status($node, $waiting, 'complete', 'then its task runs', 'other');
 
-	# enabled again: known databases look, without a probe
+	# enabled again: the schedulers of known databases look, without a probe
 	$node->append_conf('postgresql.conf', 'tasksched.enabled = off');
 	$node->reload;
 	state_of($node, 'later', 'disabled', 'disabled');
@@ -161,8 +162,8 @@ EOT
 }
 
 # ---------------------------------------------------------------------------
-# A shortage of worker slots: the logical replication launcher and ours leave
-# three, one less than a scheduler and a worker of each of two databases
+# A shortage of worker slots: the logical replication launcher and the one of tasksched
+# leave three, one less than a scheduler and a worker for each of two databases need
 # ---------------------------------------------------------------------------
 {
 	my $node = new_node('shortage', extension => 0, conf => <<"EOT");
@@ -210,7 +211,7 @@ EOT
 	is(field_of($node, $held, 'launch, attempt', 'greedy'), '1|1', 'one in its first launch');
 	is(field_of($node, $ended, 'launch, attempt, crashes', 'greedy'), '2|1|0', 'the other resumed');
 
-	# a catalog is locked, so that a scheduler hangs as it comes, while a task runs
+	# a catalog is locked, so that a scheduler hangs when it starts, while a task runs
 	$held = schedule($node, q{'hold', resource_id => 'gate too'}, 'greedy');
 	$pid = worker_pid($node, $held, 'greedy');
 	my $catalog = TaskschedSession->new($node, 'greedy');
@@ -234,7 +235,7 @@ EOT
 # Dead workers whose tasks can't be put back
 # ---------------------------------------------------------------------------
 
-# Have tasks run, three at a time, and end their workers; $lock keeps the row of each
+# Have tasks run, three at a time, and terminate their workers; $lock locks the rows
 sub end_workers
 {
 	my ($node, $db, $n, $lock) = @_;
@@ -256,7 +257,7 @@ sub end_workers
 	return @ids;
 }
 
-# Somebody holds the rows, of as many tasks as there are slots
+# A session has locked the rows of as many tasks as there are slots
 {
 	my $node = new_node('rows', extension => 0, conf => <<"EOT");
 $hour
@@ -273,7 +274,7 @@ EOT
 	is(sql($node, q{SELECT count(*) FROM tasksched.tasks WHERE status = 'active'}, 'greedy'),
 		12, 'the tasks are still active');
 
-	# they count: no more than three others are launched
+	# they count towards the limit: no more than three others are launched
 	my @more = map { schedule($node, q{'hold', resource_id => 'more'}, 'greedy') } 1 .. 4;
 	wait_for_running($node, [ @more[0 .. 2] ], 'three more fit in the limit', 'greedy');
 	is(status_of($node, $more[3], 'greedy'), 'scheduled', 'a fourth one waits');
@@ -288,7 +289,7 @@ EOT
 		'1|0|2|28',
 		'no attempt is used up, and each is launched once more');
 
-	# likewise with commit
+	# the same with a commit
 	sql($node, 'DELETE FROM gates', 'greedy');
 	$session->query('BEGIN');
 	@ids = end_workers($node, 'greedy', 3,
@@ -301,8 +302,8 @@ EOT
 	check_log($node);
 }
 
-# Somebody has locked the table, in as many databases as it takes to have as many
-# dead workers as there are slots
+# Sessions have locked the table in several databases, enough for as many dead workers
+# as there are slots
 {
 	my $node = new_node('tables', extension => 0, conf => <<"EOT");
 $hour
@@ -328,7 +329,7 @@ EOT
 	}
 	wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete',
 		'a task of yet another database runs', 'other');
-	# all gates first: the tasks of one database may take all workers
+	# open all gates first: the tasks of one database may take all workers
 	open_gate($node, 'gate', $_) foreach @greedy;
 	$_->query('COMMIT') foreach @sessions;
 	$_->quit foreach @sessions;

@@ -1,8 +1,9 @@
-# What ends far from the session that began it, and is heard of at once: prepared
-# transactions, by whatever process and after whatever restart; pause_scheduler(),
-# in every state of a launch; a worker that ends between its commit and telling.
+# Wake-ups that do not come from the session that began the change: prepared
+# transactions, whichever process ends them and after any restart; pause_scheduler(),
+# in every state of a launch; a worker that ends between its commit and its wake-up.
+# All of them take effect at once.
 #
-# Scans are an hour apart, so a wake-up that is lost is not made up for.
+# Scans are an hour apart, so they do not make up for a wake-up that is lost.
 
 use strict;
 use warnings;
@@ -29,7 +30,7 @@ sub last_scan
 	return sql($node, q{SELECT last_scan FROM tasksched.status WHERE database = 'postgres'});
 }
 
-# Two rounds of the scheduler from here on; the first has then been published
+# Wait for two rounds of the scheduler; then the first has been published
 sub two_rounds
 {
 	wait_for_status($node, schedule($node, q{'note'}), 'complete', $_) foreach ('a round', 'another one');
@@ -50,7 +51,8 @@ foreach my $end (qw(COMMIT ROLLBACK))
 two_rounds();
 is(last_scan(), $scanned, 'the end of a prepared transaction that is not ours asks for no scan');
 
-# what ours do is heard of at once, whoever ends it, while others stay
+# the end of a transaction that has used tasksched takes effect at once, whichever
+# session ends it, while other prepared transactions stay
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'stays'); PREPARE TRANSACTION 'stays'});
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'scheduled'); PREPARE TRANSACTION 'p'});
 sql($node, q{COMMIT PREPARED 'p'});
@@ -69,7 +71,7 @@ sql($node, q{COMMIT PREPARED 'p'});
 wait_until($node, "SELECT status = 'failed' AND launch = 2 FROM tasksched.tasks WHERE id = '$failed'",
 	'one that was retried runs once more');
 
-# A due task that a session has locked before it could run: it waits
+# A session locks a due task before it can run, so the task waits
 sub lock_due
 {
 	my ($session, $locking) = @_;
@@ -117,7 +119,7 @@ sql($node, q{COMMIT PREPARED 'p'});
 is($waiter->end, '0', 'and hears of a prepared delete');
 cmp_ok(time - $start, '<', 45, 'before it would have looked for itself');
 
-# who waits for its rows does not keep it from having ended
+# the end of a prepared transaction is noticed even if a session waits for its rows
 sql($node,
 	q{BEGIN; UPDATE other SET i = 2; SELECT tasksched.schedule_task('note', 'waited for'); PREPARE TRANSACTION 'p'});
 $waiter->query('BEGIN');
@@ -129,7 +131,7 @@ $waiter->end;
 wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'waited for'}, 'complete', 'its task runs');
 $waiter->query('ROLLBACK');
 
-# PREPARE that fails leaves nothing, however often
+# PREPARE that fails leaves nothing behind, however often it fails
 lock_due($waiter, q{cancel_task('%s')});
 sql($node, 'SELECT tasksched.resume_scheduler()');
 two_rounds();
@@ -149,7 +151,7 @@ sql($node, "COMMIT PREPARED 'full $_'") foreach (1 .. 4);
 wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id ~ 'full' AND status = 'complete'}, 4,
 	'all of them run');
 
-# the extension goes and comes
+# the extension is dropped and created again
 sql($node, 'CREATE DATABASE other');
 create_fixtures($node, 'other');
 wait_for_status($node, schedule($node, q{'note'}, 'other'), 'complete', 'a database has its scheduler', 'other');
@@ -171,7 +173,7 @@ sql($node, q{COMMIT PREPARED 'p'}, 'other');
 wait_value($node, 'SELECT status FROM tasksched.tasks', 'complete',
 	'CREATE EXTENSION and a task in one: the task runs', 'other');
 
-# a process of the server is killed: what was known of prepared transactions is lost
+# a process of the server is killed: what tasksched knew of prepared transactions is lost
 sql($node, q{BEGIN; SELECT tasksched.schedule_task('note', 'crash'); PREPARE TRANSACTION 'crash'});
 lock_due($waiter, q{cancel_task('%s')});
 $waiter->query(q{PREPARE TRANSACTION 'locks'});
@@ -198,7 +200,7 @@ two_rounds();
 is(last_scan(), $scanned, 'from then on none that is not ours asks for a scan');
 
 # ---------------------------------------------------------------------------
-# Who waits and is woken again and again needs no more memory for that
+# A session that waits and is woken again and again needs no more memory for that
 # ---------------------------------------------------------------------------
 sub memory_used
 {
@@ -210,7 +212,7 @@ sub memory_used
 	return log_since($node, $position) =~ /Grand total: .* (\d+) used/ ? $1 : undef;
 }
 
-# each cancel wakes those who wait for a task with such a last byte
+# each cancel_task wakes the sessions that wait for a task whose id has the same last byte
 sub wake_again_and_again
 {
 	my ($task, $times) = @_;
@@ -281,7 +283,7 @@ $subscriber->stop;
 check_log($subscriber);
 
 # ---------------------------------------------------------------------------
-# The rest needs points where a process can be stopped
+# The rest needs points at which a process can be stopped
 # ---------------------------------------------------------------------------
 (undef, $err) = try_sql($node, <<'EOT');
 CREATE FUNCTION fault_arm(point text, action text) RETURNS void AS 'tasksched', 'tasksched_fault_arm' LANGUAGE C STRICT;
@@ -305,7 +307,7 @@ sub wait_for_stop
 }
 
 # ---------------------------------------------------------------------------
-# pause_scheduler(): once its commit has returned, nothing is launched
+# pause_scheduler(): once the commit has returned, nothing is launched
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE FUNCTION stages(task tasksched.task, first_launch boolean) RETURNS tasksched.outcome LANGUAGE plpgsql AS $$
@@ -316,8 +318,8 @@ END $$;
 SELECT tasksched.register_action('stages', 'stages');
 EOT
 
-# A process stops at a point on the way of a task's launch, the scheduler is paused,
-# and the process goes on: the task is as it was before
+# A process stops at a point during the launch of a task, the scheduler is paused, and
+# the process goes on: the task is as it was before
 sub pause_at
 {
 	my ($point, $pause) = @_;
@@ -342,7 +344,7 @@ foreach my $point ('tasks reaped', 'task claimed', 'task taken', 'task read')
 	wait_until($node, q{SELECT state = 'paused' AND pid IS NOT NULL FROM tasksched.status WHERE database = 'postgres'},
 		'status says so');
 	push @tasks, schedule($node, q{'note'});
-	# a scan answers a registration
+	# a registration causes a scan
 	$scanned = last_scan();
 	sql($node, q{SELECT tasksched.register_action('note', 'note')});
 	wait_until($node, "SELECT last_scan > '$scanned' FROM tasksched.status WHERE database = 'postgres'",
@@ -354,7 +356,7 @@ foreach my $point ('tasks reaped', 'task claimed', 'task taken', 'task read')
 	  foreach @tasks;
 }
 
-# a scheduler that has not seen the pause yet is not needed for that
+# this holds even if the scheduler has not seen the pause yet
 wait_for_status($node, schedule($node, q{'note'}), 'complete', 'a worker is there');
 my @held = (sql($node, q{SELECT tasksched.schedule_task('note') FROM fault_arm('task read', 'stop')}));
 $pid = wait_for_stop('task read');
@@ -391,7 +393,7 @@ foreach my $undone (
 	is(field_of($node, $id, 'launch, attempt'), '1|1', 'it counts one launch');
 }
 
-# between the stages of a task
+# a pause between the stages of a task
 $id = sql($node, q{SELECT tasksched.schedule_task('stages') FROM fault_arm('outcome committed', 'stop')});
 wait_for_stop('outcome committed');
 sql($node, $pause);
@@ -405,8 +407,8 @@ is(sql($node, "SELECT string_agg(launch::text, ' ' ORDER BY launch) FROM runs WH
 	'1 2', 'each stage once');
 
 # ---------------------------------------------------------------------------
-# A worker is terminated after the commit of the outcome, before it has told those
-# who wait: there it finds out what library was loaded
+# A worker is terminated after the commit of the outcome, before it has woken the
+# sessions that wait: at that point it finds out which library was loaded
 # ---------------------------------------------------------------------------
 SKIP:
 {

@@ -1,6 +1,6 @@
-# What goes on around the call of an action: whose the task is inside, what commits
-# elsewhere, functions that are replaced at that very moment, stages that may not go
-# on, and what the worker loads.
+# What happens around the call of an action: which code inside acts for the task, what
+# commits elsewhere, functions that are replaced at that very moment, stages that may
+# not go on, and what the worker loads.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use TaskschedSession;
 use TaskschedTest;
 use Test::More;
 
-# nothing here is found by a scan
+# no scan comes for as long as this test takes
 my $node = new_node('actions', conf => <<'CONF');
 deadlock_timeout = 50ms
 tasksched.reconcile_interval = '1h'
@@ -45,7 +45,7 @@ sub schedule_as
 	return sql($node, "SET ROLE $role; SELECT tasksched.schedule_task($arguments)");
 }
 
-# The argument params that has run_sql execute this
+# The argument params that makes run_sql execute this
 sub to_run
 {
 	my ($sql) = @_;
@@ -53,7 +53,7 @@ sub to_run
 	return "params => jsonb_build_object('sql', \$to_run\$$sql\$to_run\$)";
 }
 
-# What was seen, in order of its names
+# What was seen, in the order of its names
 sub seen
 {
 	return sql($node, q{SELECT string_agg(what || '=' || coalesce(value, 'null'), ' ' ORDER BY what COLLATE "C")
@@ -74,10 +74,10 @@ sub wait_at
 sub release { my ($point) = @_; return sql($node, "SELECT fault_release('$point')"); }
 
 # ---------------------------------------------------------------------------
-# Whose the task is inside of its action
+# Which code inside an action acts for its task
 # ---------------------------------------------------------------------------
 sql($node, <<'SQL');
--- notes what the functions that are meant for an action give its caller
+-- records what the functions that are meant for an action return to the caller
 CREATE FUNCTION probe(id uuid) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
 	call text;
@@ -100,7 +100,7 @@ BEGIN
 	END LOOP;
 END $$;
 
--- in an action: the text of pg_stat_activity has its id
+-- in an action, the text in pg_stat_activity has the id of the task
 CREATE FUNCTION spy(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM public.probe(pg_catalog.substring(pg_catalog.current_query(), '[0-9a-f-]{36}')::uuid)
@@ -124,7 +124,7 @@ foreach my $role (sort keys %outside)
 	is(field_of($node, $id, 'result, launch'), '|1', 'and has changed nothing');
 }
 
-# helpers with SECURITY DEFINER, and roles that an action takes
+# helpers with SECURITY DEFINER, and roles that an action assumes
 sql($node, <<'SQL');
 CREATE FUNCTION helper_probe(id uuid) RETURNS void LANGUAGE sql SECURITY DEFINER AS 'SELECT public.probe(id)';
 ALTER FUNCTION helper_probe OWNER TO helper;
@@ -166,7 +166,7 @@ foreach my $case (
 is(field_of($node, $id, 'result'), '"by its definer"', 'and what it stages is kept');
 
 # ---------------------------------------------------------------------------
-# What commits elsewhere: after the fence, or not at all
+# What commits elsewhere does so after the fence, or not at all
 # ---------------------------------------------------------------------------
 my %available = map { $_ => 1 } split /\n/, sql($node, 'SELECT name FROM pg_available_extensions');
 
@@ -201,7 +201,7 @@ CREATE FUNCTION send_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pu
 CREATE CONSTRAINT TRIGGER send_row AFTER INSERT ON outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
 	EXECUTE FUNCTION send_row();
 CREATE FUNCTION send_later() RETURNS void LANGUAGE sql AS $$ INSERT INTO public.outbox VALUES ('later') $$;
--- and by a utility command
+-- the first connection is made by a utility command
 CREATE PROCEDURE look_and_commit() LANGUAGE plpgsql AS $$
 BEGIN
 	ANALYZE public.rows_there;
@@ -229,7 +229,7 @@ SQL
 		is($sent->(), "$rows $rows", "$action: rows are here and there");
 	}
 
-	# the fence fails: which commit it is that is stopped
+	# the fence fails; each case names the commit that is stopped
 	foreach my $case ([ 'send', 1, 0 ], [ 'send_and_commit', 1, 0 ], [ 'send_and_commit', 2, 1 ],
 		[ 'commit_and_send', 2, 0 ], [ 'send_later', 1, 0 ], [ 'look_and_commit', 1, 0 ])
 	{
@@ -251,12 +251,12 @@ SQL
 		my $worker = worker_pid($node, $id);
 		is(sql($node, "SELECT tasksched.cancel_task('$id')"), 't', "$action is cancelled right before commit $commit");
 		release('action returned');
-		process_gone($worker);	# postgres_fdw is not for the next task
+		process_gone($worker);	# the worker ends, since postgres_fdw can't be kept for the next task
 		is($sent->(), "$rows $rows", "$action: nothing of that is here or there");
 		is(status_of($node, $id), 'cancelled', 'it is cancelled');
 	}
 
-	# terminated while it waits for its row
+	# the worker is terminated while it waits for the row of its task
 	foreach my $action ('send', 'send_later')
 	{
 		my $session = TaskschedSession->new($node);
@@ -308,7 +308,7 @@ foreach my $case (
 		'1|1|0', 'as if nothing had happened');
 	is(scalar(() = log_since($node, $log) =~ /could not launch task $id/g), 1, 'which is logged');
 
-	# by nobody else
+	# a function that another role creates in its place is not called
 	sql($node, qq{TRUNCATE seen; ALTER ROUTINE deployed OWNER TO owner;
 		SELECT tasksched.register_action('deployed', 'public.deployed')});
 	$log = log_position($node);
@@ -329,7 +329,8 @@ foreach my $case (
 	sql($node, "SELECT tasksched.cancel_task('$id')");
 }
 
-# dropped as it runs: such an error of its own counts as that, unless it has committed
+# the function is dropped while it runs: if it then raises undefined_function itself,
+# that counts as a missing function, unless it has committed
 sql($node, q{CREATE FUNCTION at_gate() RETURNS void
 	LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); END $$});
 my $gate = TaskschedSession->new($node);
@@ -364,7 +365,7 @@ $id = schedule($node, q{'deployed'});
 wait_for_status($node, $id, 'failed', 'such an error of a function that is there fails the task');
 
 # ---------------------------------------------------------------------------
-# Procedures are called by what they are, not by their names
+# Procedures are called by their OIDs, not by their names
 # ---------------------------------------------------------------------------
 sql($node, <<'SQL');
 CREATE SCHEMA "odd "".schema$1";
@@ -377,7 +378,7 @@ CREATE PROCEDURE "odd "".schema$1".plain(IN task tasksched.task, IN first_launch
 LANGUAGE plpgsql AS $$
 BEGIN COMMIT; o := to_jsonb(task.action || first_launch); END $$;
 CREATE PROCEDURE "odd "".schema$1".plain(IN params jsonb) LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;
--- both are called by the same words
+-- the same CALL fits both
 CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, INOUT o jsonb) LANGUAGE plpgsql AS $$
 BEGIN o := '"inout"'; END $$;
 CREATE PROCEDURE "odd "".schema$1".twice(IN params jsonb, OUT o jsonb) LANGUAGE plpgsql AS $$
@@ -448,7 +449,7 @@ foreach my $isolation ('read committed', 'serializable')
 	sql($node, 'DELETE FROM gates');
 }
 
-# a limit that is lowered is kept by what goes on from stage to stage
+# tasks that go on from stage to stage respect a limit that is lowered
 my @chains = map { schedule_as('owner', q{'stage'}) } 1 .. 3;
 wait_for_running($node, \@chains, 'three chains run');
 sql($node, 'ALTER SYSTEM SET tasksched.max_running_tasks = 1');
@@ -487,9 +488,9 @@ wait_for_status($node, $id, 'complete', 'without it, the task runs');
 is(field_of($node, $id, 'launch, attempt, crashes'), '1|1|0', 'and nothing was counted');
 
 # ---------------------------------------------------------------------------
-# A deadlock over our tables is not the action's
+# A deadlock on tasksched's tables is not an error of the action
 # ---------------------------------------------------------------------------
-# Errors are no crashes, even if they end the sessions of the role
+# Errors are not crashes, even if exit_on_error turns them into FATAL
 sql($node, q{ALTER DATABASE postgres SET exit_on_error = on});
 $id = schedule($node, q{'raising', params => '{"message": "no crash"}'});
 wait_for_status($node, $id, 'failed', 'exit_on_error: the task fails');

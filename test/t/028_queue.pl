@@ -1,5 +1,5 @@
-# The scheduler's queues: what is locked, blocked or held takes nobody's place and
-# nobody's time, and is found again.
+# The scheduler's queues: a task that is locked, blocked or held takes neither the
+# place nor the time of other tasks, and is found again.
 
 use strict;
 use warnings;
@@ -10,7 +10,7 @@ use TaskschedTest;
 use TaskschedSession;
 use Test::More;
 
-# No scan comes by itself
+# no scan comes by itself
 my $node = new_node('queue', conf => "tasksched.reconcile_interval = '1h'\ntasksched.worker_idle_timeout = '1h'\n");
 my $session = TaskschedSession->new($node);
 
@@ -40,7 +40,7 @@ sub reason_of
 }
 
 # ---------------------------------------------------------------------------
-# Tasks that somebody has locked, more of them than there are places and wake-ups
+# A session has locked more tasks than there are places and wake-ups
 # ---------------------------------------------------------------------------
 sql($node, 'SELECT tasksched.pause_scheduler()');
 schedule_many('note', 400, 'locked');
@@ -57,7 +57,7 @@ wait_value($node, q{SELECT count(*) FROM tasksched.tasks WHERE resource_id = 'lo
 	400, 'they are when they are let go');
 
 # ---------------------------------------------------------------------------
-# A live task that is finished as well, as a restore may leave it
+# A live task that also exists as a finished one, as a restore may leave it
 # ---------------------------------------------------------------------------
 sql($node, 'SELECT tasksched.pause_scheduler()');
 my $twin = schedule($node, q{'note'});
@@ -95,7 +95,7 @@ open_gate($node, 'places');
 wait_for_status($node, $_, 'complete', 'the tasks complete') foreach (@running, $waiting);
 
 # ---------------------------------------------------------------------------
-# A role that has very many blocked tasks, and changes one again and again
+# A role has very many blocked tasks, and changes one of them again and again
 # ---------------------------------------------------------------------------
 sql($node, q{SELECT tasksched.pause_scheduler(), tasksched.register_action(a, 'note')
 	FROM unnest('{unregistered,late}'::text[]) a});
@@ -147,7 +147,7 @@ setting('reconcile_interval', '1s');
 sql($node, q{CREATE FUNCTION gone() RETURNS void LANGUAGE sql RETURN NULL});
 wait_for_status($node, $id, 'complete', 'the next scan finds that it is not blocked any more');
 
-# a task of another installation needs no scheduler: adopt_tasks() wakes it
+# a task of another installation needs no scheduler: adopt_tasks() starts one
 setting('reconcile_interval', '1h');
 sql($node,
 	q{BEGIN; SELECT tasksched.schedule_task('note', 'foreign'); UPDATE tasksched.live SET installation = 0; COMMIT});
@@ -157,7 +157,7 @@ sql($node, 'SELECT tasksched.adopt_tasks()');
 wait_value($node, q{SELECT status FROM tasksched.tasks WHERE resource_id = 'foreign'}, 'complete', 'which that wakes');
 
 # ---------------------------------------------------------------------------
-# A scheduler that was started to have a look purges all there is
+# A scheduler that was started only to have a look purges everything that is to be purged
 # ---------------------------------------------------------------------------
 wait_value($node, $state, 'idle', 'the scheduler exits');
 sql($node, <<'EOT');
@@ -168,7 +168,7 @@ FROM generate_series(1, 50000) n, LATERAL (SELECT now() - interval '1 year' + n 
 EOT
 my $old = q{SELECT count(*) FROM tasksched.tasks WHERE action = 'old'};
 wait_until($node, "SELECT ($old) < 50000", 'it has begun to purge');
-setting('scheduler_idle_timeout', '1h');	# and not another one
+setting('scheduler_idle_timeout', '1h');	# this scheduler is to do all of it
 wait_value($node, $old, 0, 'it goes on until nothing is left');
 
 $session->quit;

@@ -1,4 +1,4 @@
-# No statistics, however wrong, give a statement that is run for each task a plan
+# However wrong the statistics are, no statement that is run for each task gets a plan
 # that walks through a table or an index.  The plans are read from the log.
 
 use strict;
@@ -25,13 +25,13 @@ tasksched.keep_finished_tasks = '1d'
 autovacuum = off
 EOT
 
-# Rows that a statement may look at and not take
+# The number of rows that a statement may read without using them
 my $handful = 20;
 
 my $finished_columns =
   '(id, action, status, run_at, owner, created_at, updated_at, finished_at, installation, database, finished)';
 
-# Finished tasks that are to be purged
+# Insert finished tasks that are to be purged
 sub insert_old
 {
 	my ($n) = @_;
@@ -67,10 +67,10 @@ FROM generate_series(1, 5000);
 EOT
 
 # ---------------------------------------------------------------------------
-# What is looked at
+# What is checked
 # ---------------------------------------------------------------------------
 
-# All plans in the log since a position: query and plan of each
+# All plans in the log since a position, each with its query
 sub plans_since
 {
 	my ($position) = @_;
@@ -85,7 +85,7 @@ sub plans_since
 	return @plans;
 }
 
-# What is wrong with a node of a plan and those below it
+# What is wrong with a node of a plan and with those below it
 sub faults_of
 {
 	my ($plan) = @_;
@@ -107,7 +107,7 @@ sub faults_of
 	return (@faults, map { faults_of($_) } @{ $plan->{Plans} // [] });
 }
 
-# No plan since a position is bad; returns the plans
+# Check that no plan since a position is bad; returns the plans
 sub check_plans
 {
 	my ($position, $name) = @_;
@@ -132,7 +132,7 @@ sub check_plans
 # What is done
 # ---------------------------------------------------------------------------
 
-# Wait, by queries that the check leaves out
+# Wait with queries that the check ignores
 sub wait_for_count
 {
 	my ($where, $n, $name) = @_;
@@ -141,7 +141,7 @@ sub wait_for_count
 	return;
 }
 
-# All that is done for each task
+# Everything that is done for each task
 sub do_everything
 {
 	my ($name) = @_;
@@ -175,12 +175,12 @@ sub do_everything
 		"$name: and is interrupted");
 
 	insert_old(1);
-	sql($node, 'SELECT pg_reload_conf()');	# a scan
+	sql($node, 'SELECT pg_reload_conf()');	# causes a scan
 	wait_for_count("action = 'old'", 0, "$name: an old one is purged");
 	return;
 }
 
-# Pretend that the tables have so many rows
+# Pretend that the tables have this many rows
 sub set_statistics
 {
 	my ($rows, $pages) = @_;
@@ -218,7 +218,7 @@ foreach my $statistics (
 	}
 }
 
-# As an analyze finds the tables after a burst
+# The statistics that ANALYZE gathers from the tables after a burst
 sql($node, q{SELECT count(*) FROM tasksched.schedule_tasks('note', array_fill(NULL::jsonb, '{20000}'),
 	resource_id => 'burst', run_at => 'tomorrow')});
 sql($node, q{CREATE TABLE kept AS SELECT * FROM tasksched.live WHERE resource_id IS DISTINCT FROM 'burst';
@@ -228,7 +228,7 @@ do_everything('after a burst');
 check_plans($position, 'after a burst');
 
 # ---------------------------------------------------------------------------
-# A purge does not step again over what it has deleted, though a snapshot sees that
+# A purge does not read again what it has deleted, even if a snapshot still sees it
 # ---------------------------------------------------------------------------
 my $session = TaskschedSession->new($node);
 insert_old(10_000);

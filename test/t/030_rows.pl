@@ -1,5 +1,5 @@
-# The row of a task, found by its id: the same id live and finished, serializable
-# transactions, due times that change while somebody waits, the order of locks.
+# The row of a task, found by its id: the same id both live and finished, serializable
+# transactions, due times that change while a session waits, the order of locks.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use TaskschedSession;
 use TaskschedTest;
 use Test::More;
 
-# no scan helps for as long as this test takes
+# no scan comes for as long as this test takes
 my $node = new_node('rows', conf => <<'EOT');
 tasksched.reconcile_interval = '1h'
 tasksched.max_running_tasks = 8
@@ -29,7 +29,7 @@ sub tables_of
 }
 
 # ---------------------------------------------------------------------------
-# A dump is restored over what has become of its tasks
+# A dump is restored after its tasks have finished
 # ---------------------------------------------------------------------------
 sub restore_over_finished
 {
@@ -38,7 +38,7 @@ sub restore_over_finished
 		'a dump while a task is scheduled');
 	sql($node, "SELECT tasksched.update_task('$id', run_at => now())");
 	wait_for_status($node, $id, 'complete', 'it runs');
-	# the schema and the actions are there already
+	# ignores errors, since the schema and the actions exist already
 	$node->psql('postgres', slurp_file($dump), on_error_stop => 0);
 	is(tables_of($id), 'tasksched.live scheduled, tasksched.finished complete',
 		'the restore brings it back beside what has become of it');
@@ -48,7 +48,7 @@ sub restore_over_finished
 	is(sql($node, "SELECT tasksched.update_task('$id', run_at => now())"), 't', 'update_task makes it due');
 	wait_until($node, "SELECT reason ~ 'finished' FROM tasksched.blocked_tasks WHERE id = '$id'",
 		'it is held, for a reason');
-	# another task has been through the queue since
+	# once another task has run, the scheduler has passed this one in the queue
 	wait_for_status($node, schedule($node, q{'note'}), 'complete', 'others run');
 	is(field_of($node, $id, q{string_agg(launch || ' ' || status, ', ' ORDER BY finished)}),
 		'0 scheduled, 1 complete', 'and it does not');
@@ -72,7 +72,7 @@ is(runs_of($id), '2', 'again');
 is(tables_of($id), 'tasksched.finished complete', 'and what it becomes replaces what it was');
 is(sql($node, 'SELECT tasksched.adopt_tasks()'), '0', 'nothing more is to be adopted');
 
-# while it runs
+# a finished one comes while the live one runs
 $id = schedule($node, q{'hold', 'gate'});
 wait_for_running($node, $id, 'a task runs');
 sql($node, <<"EOT");
@@ -88,7 +88,7 @@ wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WH
 is(field_of($node, $id, 'launch'), '1', 'at once');
 is(runs_of($id), '1', 'with its effects once');
 
-# with a snapshot that is older than what is replaced
+# the same with a snapshot that is older than the row that is replaced
 sql($node, <<'EOT');
 CREATE ROLE repeatable LOGIN;
 ALTER ROLE repeatable SET default_transaction_isolation = 'repeatable read';
@@ -126,7 +126,7 @@ wait_value($node, "SELECT string_agg(status::text, ', ') FROM tasksched.tasks WH
 is(runs_of($id), '1', 'with its effects once');
 $locker->quit;
 
-# old finished tasks are deleted, but for those that hold a live one
+# old finished tasks are deleted, except for those that hold back a live one
 restore_over_finished();
 sql($node, "UPDATE tasksched.finished SET finished_at = '2020-01-01'");
 sql($node, q{ALTER SYSTEM SET tasksched.keep_finished_tasks = '1 d'});
@@ -138,7 +138,7 @@ $node->reload;
 wait_value($node, 'SELECT count(*) FROM tasksched.finished', '0', 'and then it goes as well');
 
 # ---------------------------------------------------------------------------
-# All rows are written anew while a process waits for the lock
+# All rows are rewritten while a process waits for the lock
 # ---------------------------------------------------------------------------
 {
 	my $alter = TaskschedSession->new($node);
@@ -181,7 +181,7 @@ wait_value($node, 'SELECT count(*) FROM tasksched.finished', '0', 'and then it g
 }
 
 # ---------------------------------------------------------------------------
-# A due time that changes while somebody waits for the row
+# A due time that changes while a session waits for the row
 # ---------------------------------------------------------------------------
 my %calls = (
 	update_task => q{tasksched.update_task('%s', result => '1')},
@@ -195,7 +195,7 @@ foreach my $name (sort keys %calls)
 		my ($first, $second) = map { TaskschedSession->new($node) } 1, 2;
 
 		$id = schedule($node, q{'note', delay => '1 day'});
-		# due a while after the COMMIT, or the scheduler could be faster than who waits
+		# due a while after the COMMIT, or the scheduler could be faster than the waiting session
 		$first->query("BEGIN; SELECT tasksched.update_task('$id', run_at => now() + interval '5 s')");
 		$second->query('BEGIN');
 		$second->begin('SELECT ' . sprintf($calls{$name}, $id));
@@ -213,7 +213,7 @@ foreach my $name (sort keys %calls)
 }
 
 # ---------------------------------------------------------------------------
-# Serializable actions do not conflict over our tables
+# Serializable actions do not conflict on tasksched's tables
 # ---------------------------------------------------------------------------
 sql($node, <<'EOT');
 CREATE ROLE strict LOGIN;
@@ -221,14 +221,14 @@ ALTER ROLE strict SET default_transaction_isolation = 'serializable';
 SELECT tasksched.grant_usage('strict');
 CREATE FUNCTION look_at_own(task tasksched.task) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM pg_sleep(0.02);	-- the action takes a while, to overlap with others: the scenario
+	PERFORM pg_sleep(0.02);	-- the scenario: the action takes a while, to overlap with others
 	RETURN to_jsonb((SELECT count(*) FROM tasksched.get_task(task.id)));
 END $$;
 CREATE FUNCTION change_others(task tasksched.task) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
 	other uuid := tasksched.schedule_task('note', delay => '1 day');
 BEGIN
-	PERFORM pg_sleep(0.02);	-- likewise
+	PERFORM pg_sleep(0.02);	-- the same
 	PERFORM tasksched.update_task(other, result => '1');
 	RETURN to_jsonb(tasksched.cancel_task(other) AND tasksched.retry_task(other) AND tasksched.delete_task(other));
 END $$;
@@ -292,7 +292,7 @@ $load->signal('TERM');
 eval { $load->finish };
 unlike(log_since($node, $position), qr/deadlock detected/, 'no deadlock with ALTER TABLE and TRUNCATE');
 
-# an action that reads tasks, and REINDEX
+# REINDEX while an action runs that has read tasks
 sql($node, <<'EOT');
 CREATE FUNCTION read_and_hold(task tasksched.task, first_launch boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
