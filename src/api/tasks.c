@@ -409,8 +409,8 @@ tasksched_reschedule(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(0) || !PG_ARGISNULL(2))
 	{
 		values[OUTCOME_RUN_AT] = TimestampTzGetDatum(due_time(PG_ARGISNULL(0) ? NULL : &run_at,
-												 PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2),
-												 GetCurrentTimestamp()));
+															  PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2),
+															  GetCurrentTimestamp()));
 		nulls[OUTCOME_RUN_AT] = false;
 	}
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
@@ -547,7 +547,10 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 	pg_uuid_t  *id = PG_ARGISNULL(0) ? NULL : PG_GETARG_UUID_P(0);
 	TaskLookup	task;
 
-	/* whoever asks: it would wait for itself; but who may not see it learns nothing */
+	/*
+	 * whoever asks: it would wait for itself; but who may not see it learns
+	 * nothing
+	 */
 	if (id != NULL && tasksched_is_current_task(id) &&
 		(tasksched_current_task_is_own() || tasksched_caller_is_admin()))
 		ereport(ERROR,
