@@ -24,7 +24,7 @@
 #include "store/store.h"
 #include "worker/worker.h"
 
-/* Without the library in every process, nothing runs: tell */
+/* Warn if no task can run, because the library is not in every process */
 void
 tasksched_warn_if_not_preloaded(void)
 {
@@ -34,7 +34,7 @@ tasksched_warn_if_not_preloaded(void)
 				 errhint("Add tasksched to shared_preload_libraries and restart the server.")));
 }
 
-/* Has a restore in another encoding brought along an action of this name? */
+/* Is it the name of an action that became longer by a restore in another encoding? */
 static bool
 is_grown_name(const char *action)
 {
@@ -44,8 +44,8 @@ is_grown_name(const char *action)
 }
 
 /*
- * Raise an error unless the name of an action is well-formed.  One that is
- * registered is, though it may have got longer by a restore in another encoding.
+ * Raise an error unless the name of an action is well-formed.  A registered name
+ * is, even if a restore in another encoding made it too long.
  */
 void
 tasksched_check_action_name(const char *action)
@@ -82,7 +82,7 @@ check_function_given(FunctionCallInfo fcinfo, int n)
 				 errmsg("function must not be null")));
 }
 
-/* Register a function that fits */
+/* Register a function, which can serve as an action */
 static void
 register_function(const char *action, Oid function)
 {

@@ -33,7 +33,7 @@
 #include "store/store.h"
 #include "worker/worker.h"
 
-/* A waiter looks again after this even if nobody woke it */
+/* A waiter looks again after this time, even if it was not woken */
 #define WAIT_NET_MS 60000
 
 /* ----------
@@ -73,7 +73,7 @@ check_not_both(bool a, bool b, const char *name_a, const char *name_b)
 				 errmsg("%s and %s must not be given together", name_a, name_b)));
 }
 
-/* The due time that run_at or delay stands for: not before now */
+/* The due time that run_at or delay stands for; now, if that is later */
 static TimestampTz
 due_time(const TimestampTz *run_at, Interval *delay, TimestampTz now)
 {
@@ -93,7 +93,7 @@ due_time(const TimestampTz *run_at, Interval *delay, TimestampTz now)
 	return now;
 }
 
-/* Raise an error unless these can be stored, dumped and restored; either may be NULL */
+/* Raise an error unless both can be stored, dumped and restored; each may be NULL */
 static void
 check_values(const char *resource_id, Jsonb *params)
 {
@@ -431,8 +431,8 @@ task_is_active(const pg_uuid_t *id, const char *hint)
 }
 
 /*
- * A task has just changed its status, so it has to be looked at again; in vain
- * if the transaction's snapshot goes on to show what was before.
+ * The task has just changed its status, so look at it again.  That is pointless
+ * if the snapshot of the transaction still shows the old status.
  */
 static void
 before_next_look(void)
@@ -548,8 +548,8 @@ tasksched_cancel_task(PG_FUNCTION_ARGS)
 	TaskLookup	task;
 
 	/*
-	 * whoever asks: it would wait for itself; but who may not see it learns
-	 * nothing
+	 * An action that cancels its own task would wait for itself.  A user who
+	 * may not see the task gets the same answer as for an unknown one.
 	 */
 	if (id != NULL && tasksched_is_current_task(id) &&
 		(tasksched_current_task_is_own() || tasksched_caller_is_admin()))
@@ -666,7 +666,7 @@ tasksched_task_is_running(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(false);
 }
 
-/* Raise an error if it makes no sense to wait for a task that is not finished */
+/* Raise an error if a task that is not finished can't be waited for */
 static void
 check_waitable(const pg_uuid_t *id)
 {
@@ -682,11 +682,12 @@ check_waitable(const pg_uuid_t *id)
 }
 
 /*
- * Look at a task, and keep no lock on the tables: a command such as VACUUM FULL
- * would wait for us then, and the worker that we wait for behind that command.
+ * Look at a task, and release the locks on the tables at once.  A command such
+ * as VACUUM FULL would otherwise wait for us, and the worker that we wait for
+ * would wait behind that command.
  */
 static bool
-look_and_let_go(const pg_uuid_t *id, TaskLookup *task)
+look_and_release(const pg_uuid_t *id, TaskLookup *task)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	ResourceOwner looking = ResourceOwnerCreate(owner, "tasksched look");
@@ -703,9 +704,9 @@ look_and_let_go(const pg_uuid_t *id, TaskLookup *task)
 }
 
 /*
- * Wait until a task is finished or unknown; false at the timeout, which does not
- * depend on how the clock is set meanwhile (NULL = none).  Every look
- * is under the latest snapshot, whatever the isolation level is.
+ * Wait until a task is finished or unknown; false at the timeout (NULL = none).
+ * The timeout does not depend on changes of the clock.  Every look takes a new
+ * snapshot, whatever the isolation level is.
  */
 static bool
 wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
@@ -723,7 +724,7 @@ wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
 		long		timeout = WAIT_NET_MS;
 
 		task.own_write = false;
-		finished = !look_and_let_go(id, &task) || task.finished;
+		finished = !look_and_release(id, &task) || task.finished;
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(cxt);
 		if (task.own_write)
@@ -736,7 +737,7 @@ wait_until_finished(const pg_uuid_t *id, const int64 *limit_us)
 			break;
 		if (!prepared)
 		{
-			/* from here on no wake-up is lost; look once more */
+			/* no wake-up is lost from here on; look once more */
 			check_waitable(id);
 			tasksched_waiters_prepare(id);
 			prepared = true;

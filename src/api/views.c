@@ -158,7 +158,7 @@ tasksched_running_tasks(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* In a word or two; db is NULL where nothing is known of the database */
+/* The state of a scheduler, in a word or two; db is NULL for an unknown database */
 static const char *
 scheduler_state(const DatabaseInfo *db)
 {
