@@ -47,7 +47,7 @@ static TaskSlot *my_slot = NULL;	/* in a worker */
  */
 #define BIT(state) (1 << (state))
 
-static const int may_follow[] PG_USED_FOR_ASSERTS_ONLY = {
+PG_USED_FOR_ASSERTS_ONLY static const int may_follow[] = {
 	[SLOT_FREE] = BIT(SLOT_STARTING),
 	[SLOT_STARTING] = BIT(SLOT_IDLE) | BIT(SLOT_FREE),
 	[SLOT_IDLE] = BIT(SLOT_READY) | BIT(SLOT_FREE),
